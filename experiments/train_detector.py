@@ -1,0 +1,91 @@
+"""Trains one detector on one data set, and reports its scores on that set's test split and on others.
+
+    python -m experiments.train_detector --arch meso4 --train.seed 0 --out runs/meso4-a0
+
+The shipped detectors were made by this driver (`python -m experiments.train_detector --help` for the settings;
+ffjax/detectors/shipped/README.md lists each command and its figures). Cost: some minutes on 2 CPU cores.
+Killed and started again it goes on from the last epoch. Result: OUT/weights.safetensors, OUT/results.json
+"""
+
+import shlex
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import jax
+import numpy as np
+from rich.console import Console
+
+from ffjax import checkpoint, detectors, run, train
+from ffjax.data import sets
+from ffjax.data.codecs import to_float
+from ffjax.detectors import weights
+from ffjax.engine import Compute
+from ffjax.evaluate import margins
+from ffjax.metrics import Estimate, Scores, summary
+from ffjax.progress import stage
+from ffjax.train import TrainConfig
+from ffjax.types import ImageSet, Variables
+
+SHOWN = ("clean_accuracy", "clean_balanced_accuracy", "clean_auc", "clean_eer")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Which network, on what."""
+
+    arch: str = "meso4"
+    """One of ffjax.detectors.DETECTORS."""
+    data: str = "a"
+    """Training set: a, b, or a CSV with a split column."""
+    others: tuple[str, ...] = ("b",)
+    """Sets it is only tested on."""
+    size: int = 128
+    """Image side in pixels."""
+    images: int | None = None
+    """Training images per class, at most; all by default."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    out: Path = Path("runs/train_detector")
+    compute: Compute = field(default_factory=Compute)
+
+
+def main(cfg: Config) -> None:
+    """Trains, selects the epoch on validation AUC, and reports the test splits once, at the end."""
+    console = Console()
+    console.print(f"ffjax: training {cfg.arch} on {cfg.data} -> {cfg.out}", highlight=False)
+    detector = detectors.build(cfg.arch, cfg.size)
+    folder = run.open_run(cfg.out, cfg)
+    with console.status("loading images"):
+        images = sets.load(cfg.data, "train", cfg.size, cfg.images)
+        validation = sets.load(cfg.data, "validation", cfg.size)
+
+    def scores(variables: Variables, data: ImageSet) -> dict[str, Estimate]:
+        said = margins(jax.tree_util.Partial(detector.apply, variables), to_float(data.images), cfg.compute)
+        return summary(Scores(data.labels, data.groups, said, said))
+
+    shots = checkpoint.snapshots(folder / "checkpoints")
+    steps = cfg.train.epochs * -(-len(images.labels) // cfg.train.batch)
+    with stage(console, cfg.out.name, steps) as tell:
+
+        def watch(done: int, infos: train.TrainInfo, score: float | None) -> None:
+            row = {"step": done, "loss": float(np.mean(infos.loss)), "accuracy": float(np.mean(infos.accuracy))}
+            run.log(folder, [row | ({} if score is None else {"validation_auc": score})])
+            tell(done, f"loss {row['loss']:.3f}" + ("" if score is None else f", validation AUC {score:.3f}"))
+
+        best, score = train.fit(
+            detector, images, cfg.train, cfg.compute, lambda v: scores(v, validation)["clean_auc"].value, shots, watch
+        )
+    shots.close()
+    found = {name: scores(best, sets.load(name, "test", cfg.size)) for name in (cfg.data, *cfg.others)}
+    results = {sets.short_name(name): {m: f[m]._asdict() for m in SHOWN} for name, f in found.items()}
+    meta = {"arch": cfg.arch, "size": cfg.size, "seed": cfg.train.seed, "trained_on": cfg.data, "test": results}
+    command = "python -m experiments.train_detector " + shlex.join(sys.argv[1:])
+    weights.save(folder / "weights.safetensors", best, meta | {"validation_auc": score, "command": command})
+    run.write_json(folder / "results.json", meta | {"validation_auc": score})
+    for name, by_metric in results.items():
+        told = ", ".join(f"{m[6:]} {e['value']:.3f} [{e['low']:.3f}, {e['high']:.3f}]" for m, e in by_metric.items())
+        console.print(f"{name} test (n = {by_metric['clean_accuracy']['n']}): {told}", highlight=False)
+
+
+if __name__ == "__main__":
+    run.main(Config, main)

@@ -1,0 +1,89 @@
+"""One universal perturbation, made by driving a detector's neurons to over-fire and without a training image: does it
+break the detector, how far does it carry, and does it beat noise of its size?
+
+    python -m experiments.uap_overfire
+
+Claim examined: Huang et al., ICIP 2020 (no published figures to compare with: reference in README).
+Cost: under 3 minutes on 2 CPU cores, data generation included. Result: runs/uap_overfire/report.html
+"""
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+
+from ffjax import checkpoint, detectors, report, run, study, uap, viewing
+from ffjax.data import sets
+from ffjax.engine import Compute
+from ffjax.progress import stage
+from ffjax.universal import UapConfig
+from ffjax.universal.patterns import lay_out
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """What to break, with what, on which images."""
+
+    source: tuple[str, ...] = ("meso4-a0",)
+    """Detectors the perturbation is made on: shipped names, or ARCHITECTURE:WEIGHTS-FILE."""
+    unseen: tuple[str, ...] = ("meso4-a1", "mesoinception4-a0", "mesoinception4-a1", "resnet10-a0", "resnet10-a1")
+    """Detectors it never saw."""
+    data: tuple[str, ...] = ("a", "b")
+    """Test sets: a, b, or a folder with real/ and fake/, or a CSV. The first also serves with_data mode."""
+    images: int = 100
+    """Test images per class and set, at most."""
+    validation: int = 40
+    """Validation images per class and set, at most: they choose the fixed patterns and refit thresholds."""
+    noises: int = 5
+    """Draws of sign noise."""
+    storage: tuple[str, ...] = ("float", "png", "jpeg90", "jpeg75")
+    """How images are stored before a detector meets them."""
+    viewing: int = 20
+    """Pairs of images exported under blind names."""
+    uap: UapConfig = field(default_factory=UapConfig)
+    out: Path = Path("runs/uap_overfire")
+    compute: Compute = field(default_factory=Compute)
+
+
+def main(cfg: Config) -> None:
+    """Loads, optimises, scores, reports; every stage resumes."""
+    console, began = Console(), time.monotonic()
+    console.print(f"ffjax: over-firing {', '.join(cfg.source)} -> {cfg.out}", highlight=False)
+    loaded = [detectors.load(spec) for spec in (*cfg.source, *cfg.unseen)]
+    size = loaded[0].detector.shape[0]
+    folder = run.open_run(cfg.out, cfg)
+    networks = study.networks(loaded, size)
+    sources = [networks[one.name] for one in loaded[: len(cfg.source)]]
+    patterns = lay_out(cfg.uap, [(source.name, source.layers) for source in sources])
+    with console.status("loading images"):
+        tests = {sets.short_name(d): sets.load(d, "test", size, cfg.images) for d in cfg.data}
+        helds = {sets.short_name(d): sets.load(d, "validation", size, cfg.validation) for d in cfg.data}
+        train = sets.load(cfg.data[0], "train", size) if cfg.uap.mode == "with_data" else None
+    held = helds[sets.short_name(cfg.data[0])]
+
+    shots = checkpoint.snapshots(folder / "checkpoints")
+    with stage(console, f"{len(patterns.names)} patterns", cfg.uap.steps) as tell:
+        watch = study.logger(folder, patterns, tell)
+        state = uap.make(cfg.uap, patterns, sources, (size, size, 3), cfg.compute, shots, watch, train, held)
+    shots.close()
+    deltas, best = np.asarray(state.best), np.asarray(state.best_score)
+    study.save_patterns(folder, patterns, deltas, best)
+
+    with stage(console, "fixed patterns", study.fixed_count(patterns), "patterns") as tell:
+        fixed = study.fixed_conditions(folder, cfg.uap, patterns, sources[0], held, cfg.compute, tell)
+    rows = uap.conditions(cfg.uap, patterns, deltas, best, cfg.noises, cfg.storage) + fixed
+    refit = study.refitted(rows, patterns, best)
+    with stage(console, "scores", (len(rows) + len(refit)) * len(tests), "conditions") as tell:
+        study.score(folder, rows, networks, tests, "test", cfg.compute, tell)
+        study.score(folder, refit, networks, helds, "validation", cfg.compute, tell)
+    with console.status("intervals, figures, report"):
+        study.results(folder, rows, refit, sources, tests, helds, cfg.compute, began)
+        viewing.export(folder, next(iter(tests.values())), deltas[uap.chosen(patterns, best)[0]], cfg.viewing)
+        report.write(folder.folder)
+    report.closing_table(folder.folder, console)
+
+
+if __name__ == "__main__":
+    run.main(Config, main)

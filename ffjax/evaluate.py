@@ -1,0 +1,98 @@
+"""Detectors x conditions x images -> scores: what each network says of the same images, clean, noisy and attacked."""
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ffjax import devices
+from ffjax.data.codecs import STORAGE, to_float
+from ffjax.engine import Compute
+from ffjax.objectives import margin
+from ffjax.types import Array, Forward, ImageSet
+
+
+class Condition(NamedTuple):
+    """Images as a detector meets them: every image plus one pattern (H, W, 3), or as it is (None), then stored.
+
+    kind: clean, noise, fixed or uap. group: the layer choice and bound it belongs to. storage: a key of STORAGE.
+    """
+
+    name: str
+    kind: str
+    group: str
+    pattern: np.ndarray | None
+    storage: str = "float"
+
+
+def shown(images: np.ndarray, condition: Condition) -> np.ndarray:
+    """(N, H, W, 3) uint8 -> float32 in [0, 1] as the condition has it: clip(x + v, 0, 1), through its real codec."""
+    x = to_float(images)
+    if condition.pattern is not None:
+        x = np.clip(x + condition.pattern[None], 0, 1)
+    return STORAGE[condition.storage](x)
+
+
+def margins(forward: Forward, images: np.ndarray, compute: Compute) -> np.ndarray:
+    """(N,) float32 z_fake - z_real of float images (N, H, W, 3), in batches of compute.batch, the last one padded.
+
+    forward: a `jax.tree_util.Partial`, so that one compilation serves every set of weights of an architecture.
+    """
+    return np.concatenate([np.asarray(_margin(forward, x))[:kept] for x, kept in _batches(images, compute)])
+
+
+def activations(forward: Forward, images: np.ndarray, compute: Compute) -> dict[str, dict[str, float]]:
+    """Layer -> {mean_abs, active}: mean |a| and share of a > 0 over images, positions and channels."""
+    sums, count = {}, 0
+    for x, kept in _batches(images, compute):
+        for name, (size, active) in _firing(forward, x).items():
+            old = sums.get(name, (0.0, 0.0))
+            sums[name] = (old[0] + float(np.sum(size[:kept])), old[1] + float(np.sum(active[:kept])))
+        count += kept
+    return {name: {"mean_abs": size / count, "active": active / count} for name, (size, active) in sums.items()}
+
+
+def score(
+    data: ImageSet,
+    conditions: Sequence[Condition],
+    forwards: dict[str, Forward],
+    compute: Compute,
+    known: Callable[[str], dict[str, np.ndarray]],
+    save: Callable[[str, dict[str, np.ndarray]], None],
+) -> Iterable[tuple[Condition, dict[str, np.ndarray]]]:
+    """For each condition, detector -> (N,) margins; yields as it goes.
+
+    known(condition name) -> what an earlier, interrupted run saved; save(condition name, scores) keeps them.
+    """
+    for condition in conditions:
+        scores = {name: s for name, s in known(condition.name).items() if name in forwards}
+        if len(scores) < len(forwards):
+            images = shown(data.images, condition)
+            scores |= {n: margins(f, images, compute) for n, f in forwards.items() if n not in scores}
+            save(condition.name, scores)
+        yield condition, scores
+
+
+def _batches(images: np.ndarray, compute: Compute) -> Iterable[tuple[Array, int]]:
+    """Static shapes: the last batch repeats its last image. Yields (images on the mesh, how many count)."""
+    on = devices.mesh(compute.devices)
+    for start in range(0, len(images), compute.batch):
+        part = images[start : start + compute.batch]
+        rows = np.minimum(np.arange(compute.batch), len(part) - 1)
+        yield devices.split(part[rows], on), len(part)
+
+
+@jax.jit
+def _margin(forward: Forward, images: Array) -> Array:
+    return margin(forward(images))
+
+
+@jax.jit
+def _firing(forward: Forward, images: Array) -> dict[str, tuple[Array, Array]]:
+    return OrderedDict(
+        (name, (jnp.mean(jnp.abs(act), (1, 2, 3)), jnp.mean(act > 0, (1, 2, 3))))
+        for name, act in forward(images).acts.items()
+    )

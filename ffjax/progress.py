@@ -1,0 +1,58 @@
+"""What a person sees while they wait: a bar with rate and time left in a terminal, a line now and then elsewhere."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+EVERY = 10.0
+"""Seconds between two lines where there is no terminal to draw a bar in."""
+
+Tell = Callable[..., None]
+"""tell(done=None, note=""): so many units are done by now; without a number, one more."""
+
+
+@contextmanager
+def stage(console: Console, name: str, total: int, unit: str = "steps") -> Iterator[Tell]:
+    """A named stretch of work of `total` units; its first line appears at once, whatever the first unit costs."""
+    begun = time.monotonic()
+    if not console.is_terminal:
+        yield _lines(console, name, total, unit, begun)
+        console.print(f"{name}: done in {time.monotonic() - begun:.1f} s", highlight=False)
+        return
+    columns = (
+        TextColumn("{task.description:<28}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn(f"{unit} [cyan]{{task.fields[rate]}}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("[dim]{task.fields[note]}"),
+    )
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task(name, total=total, rate="", note="")
+
+        def tell(done: int | None = None, note: str = "") -> None:
+            now = int(bar.tasks[task].completed) + 1 if done is None else done
+            rate = now / max(time.monotonic() - begun, 1e-6)
+            bar.update(task, completed=now, note=note, rate=f"{rate:.1f}/s")
+
+        yield tell
+
+
+def _lines(console: Console, name: str, total: int, unit: str, begun: float) -> Tell:
+    console.print(f"{name}: 0 of {total} {unit}", highlight=False)
+    last, count = [begun], [0]
+
+    def tell(done: int | None = None, note: str = "") -> None:
+        now = time.monotonic()
+        count[0] = done = count[0] + 1 if done is None else done
+        if now - last[0] >= EVERY:
+            last[0] = now
+            left = (now - begun) / max(done, 1) * (total - done)
+            rate = done / (now - begun)
+            console.print(f"{name}: {done} of {total} {unit}, {rate:.1f}/s, {left:.0f} s left  {note}", highlight=False)
+
+    return tell

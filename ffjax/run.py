@@ -1,0 +1,147 @@
+"""The run folder: config.json (what was asked), metrics.jsonl (what happened, step by step), results.json, arrays,
+checkpoints/ and figures/. Everything a report needs is read back from here, never from live objects."""
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import tyro
+
+from ffjax import devices
+from ffjax.errors import InputError
+
+HOW = ("compute", "out")
+"""Fields of a config that say how or where, not what: a run may be resumed with others."""
+
+
+class Run(NamedTuple):
+    """A run folder that belongs to one configuration."""
+
+    folder: Path
+
+    def __truediv__(self, name: str) -> Path:
+        """The path of `name` in the folder, its parents made."""
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+
+def open_run(folder: Path, config: Any) -> Run:
+    """Makes the folder, or takes it up again if it was made with the same settings (fields named in HOW apart).
+
+    Raises InputError, and touches nothing, if the folder holds anything else: other settings, or files of no run.
+    """
+    asked = as_json(config)
+    record = folder / "config.json"
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder}: is a file, not a run folder")
+    if record.exists():
+        difference = _difference(_what(_read_json(record)), _what(asked))
+        if difference:
+            raise InputError(f"{folder}: made with other settings ({difference}); give another --out or remove it")
+    elif folder.exists() and any(folder.iterdir()):
+        raise InputError(f"{folder}: not empty and not a run folder (no config.json); give another --out")
+    run = Run(folder)
+    if devices.first_host() and not record.exists():
+        write_json(run / "config.json", asked)
+    return run
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Whole or not at all: written beside and renamed."""
+    beside = path.with_suffix(".part")
+    beside.write_text(json.dumps(value, indent=1, allow_nan=False, default=_plain) + "\n")
+    os.replace(beside, path)
+
+
+def save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """An .npz, whole or not at all."""
+    beside = path.with_suffix(".part")
+    with beside.open("wb") as file:
+        np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]
+    os.replace(beside, path)
+
+
+def log(run: Run, rows: list[dict]) -> None:
+    """Appends rows to metrics.jsonl, one JSON object a line."""
+    with (run / "metrics.jsonl").open("a") as file:
+        file.writelines(json.dumps(row, default=_plain) + "\n" for row in rows)
+
+
+def rewind(run: Run, step: int) -> None:
+    """Drops the logged rows of steps past `step` and a half-written last line: what a killed run had logged after its
+    last snapshot is about to happen again."""
+    path = run.folder / "metrics.jsonl"
+    if path.exists():
+        kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
+        path.write_text("".join(line + "\n" for line in kept))
+
+
+def as_json(config: Any) -> Any:
+    """A frozen dataclass as plain JSON values."""
+    return json.loads(json.dumps(asdict(config) if is_dataclass(config) else config, default=_plain))  # type: ignore[arg-type]
+
+
+def main(config: type, body: Callable[[Any], None]) -> None:
+    """The entry of every driver: the command line into `config`, then body(config).
+
+    Bad input (InputError) prints one line and exits with code 2; so does a wrong command line (tyro).
+    """
+    try:
+        asked = tyro.cli(config, description=sys.modules[body.__module__].__doc__)
+        devices.start()
+        _cache_compilations()
+        body(asked)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _cache_compilations() -> None:
+    """Compiled programs are kept between runs, so the second start of a driver is quick."""
+    home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        jax.config.update("jax_compilation_cache_dir", str(home / "ffjax" / "compiled"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+def _what(config: dict) -> dict:
+    return {name: value for name, value in config.items() if name not in HOW}
+
+
+def _difference(old: Any, new: Any, name: str = "") -> str:
+    """The first few fields that differ, as 'name: old -> new', or ''."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = [*old, *(k for k in new if k not in old)]
+        parts = [_difference(old.get(k), new.get(k), f"{name}.{k}" if name else k) for k in keys]
+        return ", ".join([p for p in parts if p][:3])
+    return "" if old == new else f"{name}: {old} there, {new} asked"
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read as JSON ({error})") from error
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return float("inf")
+
+
+def _plain(value: Any) -> Any:
+    """What json does not know: paths and numpy scalars and arrays."""
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    raise TypeError(f"{type(value).__name__} cannot be written as JSON")

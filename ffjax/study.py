@@ -1,0 +1,220 @@
+"""The stages of a universal-perturbation study on a run folder. Each reads what an interrupted run left and goes on."""
+
+import json
+import platform
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from ffjax import evaluate, run, summary, uap
+from ffjax.data.codecs import to_float
+from ffjax.detectors import Loaded, at_size, layers
+from ffjax.engine import Compute
+from ffjax.errors import InputError
+from ffjax.evaluate import Condition
+from ffjax.imagequality import psnr, ssim
+from ffjax.progress import Tell
+from ffjax.run import Run
+from ffjax.types import ImageSet, UapInfo
+from ffjax.uap import Source
+from ffjax.universal import UapConfig, fixed
+from ffjax.universal.patterns import Patterns
+
+
+def networks(loaded: Sequence[Loaded], size: int) -> dict[str, Source]:
+    """Name -> detector fed size x size images. Raises InputError if one is named twice."""
+    names = [one.name for one in loaded]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise InputError(f"detector {twice[0]}: named more than once among source and unseen")
+    return {
+        one.name: Source(
+            one.name, jax.tree_util.Partial(at_size(one.detector, size).apply, one.variables), layers(one.detector)
+        )
+        for one in loaded
+    }
+
+
+def logger(folder: Run, patterns: Patterns, tell: Tell) -> Callable[[int, UapInfo], None]:
+    """watch(step, infos) for uap.make: one row a step in metrics.jsonl, and the bar.
+
+    Rows past the snapshot that a killed run had left are dropped first, since their steps come again.
+    """
+    begun = []
+
+    def watch(done: int, infos: UapInfo) -> None:
+        count = len(infos.objective)
+        if not begun:
+            run.rewind(folder, done - count)
+            begun.append(True)
+        fields = infos._asdict()
+        run.log(folder, [{"step": done - count + j + 1} | {k: v[j] for k, v in fields.items()} for j in range(count)])
+        tell(done, f"objective {np.median(infos.objective[-1]):.2f}")
+
+    return watch
+
+
+def save_patterns(folder: Run, patterns: Patterns, deltas: np.ndarray, scores: np.ndarray) -> None:
+    """perturbations.npy, all (S, H, W, 3), perturbation.npy, the chosen (H, W, 3), and patterns.json, what they are."""
+    best = uap.chosen(patterns, scores)
+    for name, array in (("perturbations", deltas), ("perturbation", deltas[best[0]])):
+        np.save(folder / f"{name}.npy", array)
+    rows = [
+        {"name": name, "group": group, "eps": float(eps), "score": float(score), "chosen": k in best}
+        | {"linf": float(np.abs(delta).max()), "l2": float(np.linalg.norm(delta))}
+        for k, (name, group, eps, score, delta) in enumerate(
+            zip(patterns.names, patterns.groups, patterns.eps, scores, deltas, strict=True)
+        )
+    ]
+    run.write_json(folder / "patterns.json", rows)
+
+
+def fixed_count(patterns: Patterns) -> int:
+    """How many fixed patterns `fixed_conditions` tries."""
+    return len(set(patterns.groups)) * fixed.COUNT
+
+
+def fixed_conditions(
+    folder: Run,
+    config: UapConfig,
+    patterns: Patterns,
+    source: Source,
+    validation: ImageSet,
+    compute: Compute,
+    tell: Tell,
+) -> list[Condition]:
+    """The strongest fixed patterns per bound and direction, as found once by uap.pick_fixed and kept in fixed.json."""
+    path, shape = folder / "fixed.json", validation.images.shape[1:]
+    picked = json.loads(path.read_text()) if path.exists() else {}
+    rows = []
+    for g, group in enumerate(dict.fromkeys(patterns.groups)):
+        names, bank = fixed.bank(shape, float(patterns.eps[patterns.groups.index(group)]), config.norm)
+        if group not in picked:
+            found = uap.pick_fixed(bank, source, validation, compute, lambda n, g=g: tell(g * fixed.COUNT + n))
+            picked[group] = {way: names[k] for way, k in found.items()}
+            run.write_json(path, picked)
+        for way, name in picked[group].items():
+            pattern = np.asarray(bank[names.index(name)])
+            rows.append(Condition(f"fixed-{group}-{way}-float", "fixed", group, pattern))
+    return rows
+
+
+def score(
+    folder: Run,
+    rows: Sequence[Condition],
+    sources: dict[str, Source],
+    data: dict[str, ImageSet],
+    split: str,
+    compute: Compute,
+    tell: Callable[[], None],
+) -> None:
+    """scores/SET-SPLIT/CONDITION.npz, detector -> (N,) margins, for every set; tell() after each condition."""
+    forwards = {name: source.forward for name, source in sources.items()}
+    for name, images in data.items():
+        place = f"scores/{name}-{split}"
+
+        def known(condition: str, place: str = place) -> dict[str, np.ndarray]:
+            return _arrays(folder.folder / place / f"{condition}.npz")
+
+        def save(condition: str, scores: dict[str, np.ndarray], place: str = place) -> None:
+            run.save_arrays(folder / f"{place}/{condition}.npz", scores)
+
+        for _ in evaluate.score(images, rows, forwards, compute, known, save):
+            tell()
+
+
+def refitted(rows: Sequence[Condition], patterns: Patterns, scores: np.ndarray) -> list[Condition]:
+    """The conditions that are also scored on validation images, to refit the threshold: clean, one noise and the
+    chosen pattern of each group, in float."""
+    names = {f"uap-{patterns.names[k]}-float" for k in uap.chosen(patterns, scores)}
+    return [
+        c
+        for c in rows
+        if c.storage == "float" and (c.kind == "clean" or c.name in names or c.name.endswith("-0-float"))
+    ]
+
+
+def results(
+    folder: Run,
+    rows: Sequence[Condition],
+    refit: Sequence[Condition],
+    sources: Sequence[Source],
+    tests: dict[str, ImageSet],
+    helds: dict[str, ImageSet],
+    compute: Compute,
+    began: float,
+) -> None:
+    """results.json: cells, claims, image quality, activations, the sets with their counts, and the environment."""
+    tables = {name: _labelled(folder, name, "test", data, rows) for name, data in tests.items()}
+    held = {name: _labelled(folder, name, "validation", data, refit) for name, data in helds.items()}
+    first = next(iter(tests.values()))
+    seen = [c for c in refit if c.kind in ("clean", "noise", "uap")]
+    value = {
+        "conditions": [{"name": c.name, "kind": c.kind, "group": c.group, "storage": c.storage} for c in rows],
+        "sources": [source.name for source in sources],
+        "detectors": list(next(iter(tables.values())).scores),
+        "data": [_counts(name, data) for name, data in tests.items()],
+        "patterns": json.loads((folder / "patterns.json").read_text()),
+        "fixed": json.loads((folder / "fixed.json").read_text()),
+        "cells": [row for name in tests for row in summary.cells(tables[name], held[name], rows)],
+        "claims": [row for name in tests for row in summary.claims(tables[name], rows)],
+        "quality": [_quality(name, data, c) for name, data in tests.items() for c in _stored(rows)],
+        "activations": [_activation(source, first, c, compute) for source in sources for c in seen],
+        "environment": environment() | {"seconds_this_start": round(time.monotonic() - began, 1)},
+    }
+    run.write_json(folder / "results.json", value)
+
+
+def environment() -> dict[str, str]:
+    """What made the figures: versions and the kind of device, no names of machines."""
+    device = jax.devices()[0]
+    versions = {"jax": jax.__version__, "numpy": np.__version__, "python": platform.python_version()}
+    return versions | {"device": f"{len(jax.devices())} x {device.platform} {device.device_kind}"}
+
+
+def _labelled(folder: Run, name: str, split: str, data: ImageSet, rows: Sequence[Condition]) -> summary.Labelled:
+    scores: dict[str, dict[str, np.ndarray]] = {}
+    for condition in rows:
+        for detector, margins in _arrays(folder / f"scores/{name}-{split}/{condition.name}.npz").items():
+            scores.setdefault(detector, {})[condition.name] = margins
+    return summary.Labelled(name, data.labels, data.groups, scores)
+
+
+def _arrays(path: Path) -> dict[str, np.ndarray]:
+    if not path.exists():
+        return {}
+    with np.load(path) as file:
+        return dict(file)
+
+
+def _counts(name: str, data: ImageSet) -> dict:
+    fakes = int(data.labels.sum())
+    counts = {"real": len(data.labels) - fakes, "fake": fakes, "groups": len(np.unique(data.groups))}
+    return {"name": name, "size": data.images.shape[1]} | counts
+
+
+def _stored(rows: Sequence[Condition]) -> list[Condition]:
+    """Those whose picture quality is measured: the ones that go through every storage."""
+    through = {(c.kind, c.group) for c in rows if c.storage != "float"}
+    firsts = {}
+    for c in rows:
+        if (c.kind, c.group) in through:
+            firsts.setdefault((c.kind, c.group, c.storage), c)
+    return list(firsts.values())
+
+
+def _quality(name: str, data: ImageSet, condition: Condition, most: int = 40) -> dict:
+    """Median PSNR (dB) and SSIM over the first `most` images, against the images as they were."""
+    rows = np.linspace(0, len(data.labels) - 1, min(most, len(data.labels))).astype(int)
+    clean, seen = to_float(data.images[rows]), evaluate.shown(data.images[rows], condition)
+    decibels = float(np.median(psnr(clean, seen)))
+    values = {"psnr": decibels if np.isfinite(decibels) else None, "ssim": float(np.median(ssim(clean, seen)))}
+    return {"data": name, "condition": condition.name, "n": len(rows)} | values
+
+
+def _activation(source: Source, data: ImageSet, condition: Condition, compute: Compute) -> dict:
+    fired = evaluate.activations(source.forward, evaluate.shown(data.images, condition), compute)
+    return {"detector": source.name, "condition": condition.name, "kind": condition.kind, "layers": fired}

@@ -1,0 +1,128 @@
+"""Training a detector: one TrainState, one make_step(loss), one fit that resumes. Defences plug in at the loss."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from ffjax import devices, engine
+from ffjax.checkpoint import Snapshots
+from ffjax.data.augment import Augment, augmented
+from ffjax.data.batches import batch_at
+from ffjax.engine import Compute
+from ffjax.types import Array, Batch, Detector, ImageSet, Variables
+
+LossFn = Callable[[Variables, Batch, Array], tuple[Array, tuple[Array, Variables]]]
+"""(variables, batch, key) -> (losses (B,), (logits (B, 2), variables with new running statistics))."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """What is trained: epochs over the split, images a step, Adam's peak rate (cosine decay to 0), seed of weights and
+    batches, and the variations of the images."""
+
+    epochs: int = 20
+    batch: int = 32
+    rate: float = 2e-3
+    seed: int = 0
+    augment: Augment = field(default_factory=Augment)
+
+
+class TrainState(NamedTuple):
+    """variables and optimiser now; best variables by validation score, and that score ()."""
+
+    variables: Variables
+    optimiser: Any
+    best: Variables
+    best_score: Array
+
+
+class TrainInfo(NamedTuple):
+    """Per step: mean loss, and accuracy on the step's own batch."""
+
+    loss: Array
+    accuracy: Array
+
+
+def cross_entropy(detector: Detector) -> LossFn:
+    """Two-class cross-entropy of the training forward (dropout and batch statistics on)."""
+
+    def loss(variables: Variables, batch: Batch, key: Array) -> tuple[Array, tuple[Array, Variables]]:
+        outputs, variables = detector.train(variables, batch.images, key)
+        losses = optax.softmax_cross_entropy_with_integer_labels(outputs.logits, batch.labels)
+        return losses, (outputs.logits, variables)
+
+    return loss
+
+
+def make_step(loss: LossFn, optimiser: optax.GradientTransformation) -> Callable[..., tuple[TrainState, TrainInfo]]:
+    """step(i, state, batch, key) -> (state, info): one optimiser step on the mean loss. key is folded with i."""
+
+    def step(i: Array, state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, TrainInfo]:
+        def mean_loss(params):
+            losses, aux = loss({**state.variables, "params": params}, batch, jax.random.fold_in(key, i))
+            return jnp.mean(losses), aux
+
+        params = state.variables["params"]
+        (value, (logits, variables)), grads = jax.value_and_grad(mean_loss, has_aux=True)(params)
+        updates, new = optimiser.update(grads, state.optimiser, params)
+        variables = {**variables, "params": optax.apply_updates(params, updates)}
+        accuracy = jnp.mean((logits[:, 1] > logits[:, 0]) == (batch.labels == 1))
+        return state._replace(variables=variables, optimiser=new), TrainInfo(value, accuracy)
+
+    return step
+
+
+def fit(
+    detector: Detector,
+    data: ImageSet,
+    config: TrainConfig,
+    compute: Compute,
+    validate: Callable[[Variables], float],
+    snapshots: Snapshots,
+    watch: Callable[[int, TrainInfo, float | None], None],
+) -> tuple[Variables, float]:
+    """Trains, and returns the variables of the epoch that `validate` scored highest, with that score.
+
+    Args:
+      validate: variables -> score on a validation split (never the test split).
+      snapshots: one is written after each epoch; a run killed and started again goes on from the last and ends, on CPU,
+        with bit-equal variables.
+      watch(step, infos, score): called after each chunk (score None) and each epoch.
+    """
+    epoch_steps = -(-len(data.labels) // config.batch)
+    steps = epoch_steps * config.epochs
+    optimiser = optax.adam(optax.cosine_decay_schedule(config.rate, steps))
+    step = make_step(cross_entropy(detector), optimiser)
+    key_init, key_steps = jax.random.split(jax.random.key(config.seed))
+    on = devices.mesh(compute.devices)
+
+    def inputs(i: int) -> Batch:
+        return devices.split(
+            augmented(batch_at(data, config.batch, config.seed, i), config.augment, config.seed, i), on
+        )
+
+    done, state = snapshots.restore(devices.replicate(_start(detector, optimiser, key_init), on))
+    while done < steps:
+        end = min(steps, done + epoch_steps)
+        run = engine.drive(step, state, (key_steps,), end, compute, inputs=inputs, start=done)
+        for done, state, infos in run:  # noqa: B007  (the last one counts)
+            watch(done, infos, None)
+        score = validate(state.variables)
+        if score > float(state.best_score):
+            # a copy: the state is donated to the next step, and its best must not share buffers with its variables
+            best = jax.tree.map(jnp.copy, state.variables)
+            state = state._replace(best=best, best_score=jnp.full_like(state.best_score, score))
+        snapshots.save(done, state)
+        watch(done, infos, score)
+    return jax.tree.map(np.asarray, state.best), float(state.best_score)
+
+
+def _start(detector: Detector, optimiser: optax.GradientTransformation, key: Array) -> TrainState:
+    variables = jax.jit(detector.init)(key)
+    never = jnp.float32(-jnp.inf)
+    return TrainState(variables, optimiser.init(variables["params"]), jax.tree.map(jnp.copy, variables), never)

@@ -1,0 +1,120 @@
+"""The shapes everything else is written in: NamedTuples and aliases, no behaviour.
+
+Conventions that hold everywhere: images are float32 NHWC in [0, 1]; label 1 = fake, 0 = real; logits are
+(B, 2) with class 1 = fake, whatever the original network ended in; a one-logit network returns (0, z_fake).
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+Array = jax.Array
+Variables = Any
+"""A pytree of arrays: {'params': ..., 'batch_stats': ...}. Always an argument of the outer jit, never closed over."""
+
+
+class Outputs(NamedTuple):
+    """What a detector says of a batch.
+
+    logits: (B, 2) float32, class 1 = fake.
+    mask: (B, h, w) float32 logits of "this pixel is forged", or None if the network has no mask head.
+    acts: name -> (B, h, w, c), in order of depth. An OrderedDict, because JAX sorts the keys of a plain dict at
+        every jit boundary and the order of depth would be lost.
+    """
+
+    logits: Array
+    mask: Array | None
+    acts: OrderedDict[str, Array]
+
+
+Forward = Callable[[Array], Outputs]
+"""images (B, H, W, 3) in [0, 1] -> Outputs. Deterministic and row-independent. Across a jit boundary it travels as
+`jax.tree_util.Partial(detector.apply, variables)`, whose weights are leaves."""
+
+
+class Detector(NamedTuple):
+    """A network as pure functions; its variables stay outside.
+
+    init(key) -> variables.
+    apply(variables, images) -> Outputs: inference; deterministic, row-independent, normalisation inside.
+    train(variables, images, key) -> (Outputs, variables): the training forward (dropout, batch statistics), with the
+        variables whose running statistics it updated.
+    shape: (H, W, 3) of one input image.
+    """
+
+    init: Callable[[Array], Variables]
+    apply: Callable[[Variables, Array], Outputs]
+    train: Callable[[Variables, Array, Array], tuple[Outputs, Variables]]
+    shape: tuple[int, int, int]
+
+
+class Batch(NamedTuple):
+    """Images on the device. images (B, H, W, 3) float32 in [0, 1]; labels (B,) int32; ids (B,) int32, the example's
+    number in its data set (randomness is folded from it, never from the batch position); masks (B, H, W) float32 or
+    None."""
+
+    images: Array
+    labels: Array
+    ids: Array
+    masks: Array | None = None
+
+
+class ImageSet(NamedTuple):
+    """Images on the host, as stored.
+
+    images: (N, H, W, 3) uint8. labels: (N,) int32. masks: (N, H, W) uint8 in {0, 255}, or None.
+    groups: (N,) int32, the identity or photograph an image belongs to: the cluster that bootstraps resample.
+    names: N strings, unique: file names, or keys of the data set.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    groups: np.ndarray
+    names: tuple[str, ...]
+    masks: np.ndarray | None = None
+
+
+class UapState(NamedTuple):
+    """S universal perturbations on their way; every leaf has the pattern axis first.
+
+    delta: (S, H, W, 3) float32, inside the ball.
+    optimiser: optax state. best, best_score: the perturbation with the highest selection score so far, and the score.
+    saturation: (S,) share of components at the bound at the last step. stale: (S,) int32 checks since the best score.
+    done: (S,) bool, the stopping rule has spoken and delta is frozen.
+    """
+
+    delta: Array
+    optimiser: Any
+    best: Array
+    best_score: Array
+    saturation: Array
+    stale: Array
+    done: Array
+
+
+class UapInfo(NamedTuple):
+    """What is only for looking at, (S,) each: objective at the step, share of components at the bound, l_inf and l_2
+    norm, best selection score so far, and whether the pattern was rescaled."""
+
+    objective: Array
+    saturation: Array
+    linf: Array
+    l2: Array
+    best_score: Array
+    rescaled: Array
+
+
+class Universal(NamedTuple):
+    """Perturbations shared by all images, as pure functions of S patterns at once.
+
+    init(keys (S,), eps (S,), shape (H, W, 3)) -> UapState.
+    step(i, state, carriers, eps, weights, forwards, bank) -> (UapState, UapInfo): carriers (B, H, W, 3) are what the
+        patterns ride on at this step (a blank image, noise, or data); bank (N, H, W, 3) what selection sees; weights a
+        tuple, one (S, L) array per source, of the layers' shares; forwards the source detectors.
+    """
+
+    init: Callable[..., UapState]
+    step: Callable[..., tuple[UapState, UapInfo]]

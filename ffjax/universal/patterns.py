@@ -1,0 +1,49 @@
+"""Which patterns one job makes: every layer choice x bound x seed, side by side on the pattern axis."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ffjax.errors import InputError
+from ffjax.types import Array
+from ffjax.universal.overfire import UapConfig, bounds, layer_weights
+
+
+class Patterns(NamedTuple):
+    """S patterns: names, the group (layer choice and bound) each belongs to, and what `Universal` takes."""
+
+    names: tuple[str, ...]
+    groups: tuple[str, ...]
+    keys: Array
+    eps: Array
+    weights: tuple[Array, ...]
+
+
+def lay_out(config: UapConfig, sources: Sequence[tuple[str, tuple[str, ...]]]) -> Patterns:
+    """The patterns of a config for `sources`, each (name, layer names in order of depth).
+
+    A pattern's key is folded from its seed alone: seed 3 starts alike whatever other seeds, bounds and layers run
+    beside it. Raises InputError, naming the layers there are, for a choice that a source does not know.
+    """
+    rows = [(layers, eps, seed) for layers in config.layers for eps in config.eps for seed in config.seeds]
+    if not rows:
+        raise InputError("uap: no pattern asked for (layers, eps and seeds must each name at least one)")
+    root = jax.random.key(0)
+    return Patterns(
+        names=tuple(f"{layers}-{eps:g}-seed{seed}" for layers, eps, seed in rows),
+        groups=tuple(f"{layers}-{eps:g}" for layers, eps, _ in rows),
+        keys=jnp.stack([jax.random.fold_in(root, seed) for _, _, seed in rows]),
+        eps=jnp.array([bounds(config, eps) for _, eps, _ in rows], jnp.float32),
+        weights=tuple(jnp.array([_weights(layers, *source) for layers, _, _ in rows]) for source in sources),
+    )
+
+
+def _weights(choice: str, source: str, names: tuple[str, ...]) -> list[float]:
+    try:
+        return layer_weights(choice, names)
+    except KeyError as error:
+        raise InputError(
+            f"layer {error.args[0]}: not in {source}; known: all, first, last, {', '.join(names)} (join with +)"
+        ) from error
