@@ -18,7 +18,6 @@ from rich.console import Console
 
 from ffjax import checkpoint, detectors, run, train
 from ffjax.data import sets
-from ffjax.data.codecs import to_float
 from ffjax.detectors import weights
 from ffjax.engine import Compute
 from ffjax.evaluate import margins
@@ -42,6 +41,8 @@ class Config:
     """Sets it is only tested on."""
     size: int = 128
     """Image side in pixels."""
+    dropout: float | None = None
+    """Share dropped before the dense layers in training; the architecture's own by default."""
     images: int | None = None
     """Training images per class, at most; all by default."""
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -53,14 +54,14 @@ def main(cfg: Config) -> None:
     """Trains, selects the epoch on validation AUC, and reports the test splits once, at the end."""
     console = Console()
     console.print(f"ffjax: training {cfg.arch} on {cfg.data} -> {cfg.out}", highlight=False)
-    detector = detectors.build(cfg.arch, cfg.size)
+    detector = detectors.build(cfg.arch, cfg.size, cfg.dropout)
     folder = run.open_run(cfg.out, cfg)
     with console.status("loading images"):
         images = sets.load(cfg.data, "train", cfg.size, cfg.images)
         validation = sets.load(cfg.data, "validation", cfg.size)
 
     def scores(variables: Variables, data: ImageSet) -> dict[str, Estimate]:
-        said = margins(jax.tree_util.Partial(detector.apply, variables), to_float(data.images), cfg.compute)
+        said = margins(jax.tree_util.Partial(detector.apply, variables), data.images, cfg.compute)
         return summary(Scores(data.labels, data.groups, said, said))
 
     shots = checkpoint.snapshots(folder / "checkpoints")

@@ -80,7 +80,9 @@ def main(cfg: Config) -> None:
         study.score(folder, refit, networks, helds, "validation", cfg.compute, tell)
     with console.status("intervals, figures, report"):
         study.results(folder, rows, refit, sources, tests, helds, cfg.compute, began)
-        viewing.export(folder, next(iter(tests.values())), deltas[uap.chosen(patterns, best)[0]], cfg.viewing)
+        first, delta = next(iter(tests.values())), deltas[uap.chosen(patterns, best)[0]]
+        viewing.export(folder, first, delta, cfg.viewing)
+        study.save_examples(folder, first, delta)
         report.write(folder.folder)
     report.closing_table(folder.folder, console)
 

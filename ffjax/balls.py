@@ -18,8 +18,9 @@ SLACK = 1e-6
 
 class Ball(NamedTuple):
     """project(delta, low=-1, high=1) -> delta: inside the ball and the box; idempotent.
-    sample(key, shape) -> delta, uniform in the ball. norm(delta) -> (). at_bound(delta) -> () share of components that
-    cannot grow. steepest(gradient) -> the direction of unit norm along which a linear function rises fastest."""
+    sample(key, shape) -> delta, uniform in the ball. norm(delta) -> (). at_bound(delta) -> () share of components stuck
+    at a bound of their own. steepest(gradient) -> the direction of unit norm along which a linear function rises
+    fastest."""
 
     project: Callable[..., Array]
     sample: Callable[[Array, tuple[int, ...]], Array]
@@ -65,7 +66,8 @@ def l2(eps: Array | float) -> Ball:
         project=project,
         sample=sample,
         norm=_norm2,
-        at_bound=lambda delta: jnp.float32(_norm2(delta) >= eps * (1 - 1e-3)),
+        # on the sphere a component still grows at the others' expense: only the box holds one fast
+        at_bound=lambda delta: jnp.mean(jnp.abs(delta) >= 1.0),
         steepest=lambda gradient: gradient / jnp.maximum(_norm2(gradient), 1e-30),
     )
 

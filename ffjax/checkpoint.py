@@ -24,7 +24,7 @@ def snapshots(folder: Path, keep: int = 2) -> Snapshots:
     orbax writes beside and renames. Raises InputError from `restore` if the newest does not fit `like`."""
     # synchronous: the engine donates the state to the next step, and a snapshot of a few MB costs some 30 ms
     options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False)
-    manager = ocp.CheckpointManager(folder.absolute(), options=options)
+    manager = ocp.CheckpointManager(folder.absolute(), options=options, item_handlers=ocp.StandardCheckpointHandler())
 
     def save(step: int, state: Any) -> None:
         manager.save(step, args=ocp.args.StandardSave(state))
@@ -34,12 +34,30 @@ def snapshots(folder: Path, keep: int = 2) -> Snapshots:
         if step is None:
             return 0, like
         try:
+            # asked first: where orbax itself refuses, reads under way in its threads print tracebacks of their own
+            misfit = _difference(_named(manager.item_metadata(step)), _named(like))
+            if misfit:
+                raise ValueError(misfit)
             return step, manager.restore(step, args=ocp.args.StandardRestore(jax.tree.map(_abstract, like)))
         except (ValueError, KeyError, FileNotFoundError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise InputError(f"{folder / str(step)}: cannot resume from this snapshot: {reason}") from error
 
     return Snapshots(save, restore, manager.close)
+
+
+def _named(tree: Any) -> dict[str, str]:
+    """Leaf by leaf, path -> type and shape."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): f"{x.dtype}{list(x.shape)}" for path, x in leaves}
+
+
+def _difference(there: dict[str, str], asked: dict[str, str]) -> str:
+    """The first leaf in which two trees differ, or ''."""
+    for name in [*asked, *there]:
+        if there.get(name) != asked.get(name):
+            return f"{name} is {there.get(name, 'missing')} there, {asked.get(name, 'missing')} asked"
+    return ""
 
 
 def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:

@@ -7,6 +7,8 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from ffjax.errors import InputError
+
 AXIS = "data"
 
 
@@ -27,9 +29,14 @@ def first_host() -> bool:
 
 
 def mesh(count: int | None = None) -> Mesh:
-    """A one-axis mesh over the first `count` devices (all by default). Auto axes: XLA places the collectives."""
-    devices = jax.devices()[:count]
-    return Mesh(np.array(devices), (AXIS,), axis_types=(AxisType.Auto,))
+    """A one-axis mesh over the first `count` devices (all by default). Auto axes: XLA places the collectives.
+
+    Raises InputError if there are fewer.
+    """
+    devices = jax.devices()
+    if count is not None and not 1 <= count <= len(devices):
+        raise InputError(f"compute.devices {count}: there are {len(devices)}")
+    return Mesh(np.array(devices[:count]), (AXIS,), axis_types=(AxisType.Auto,))
 
 
 def split(tree: Any, on: Mesh) -> Any:

@@ -30,7 +30,7 @@ class Compute:
     chunk: int = 20
     snapshot: int = 100
     devices: int | None = None
-    batch: int = 50
+    batch: int = 32
 
 
 def drive(

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ffjax import devices
-from ffjax.data.codecs import STORAGE, to_float
+from ffjax import balls, devices
+from ffjax.data.codecs import STORAGE, to_float, to_uint8
 from ffjax.engine import Compute
 from ffjax.objectives import margin
 from ffjax.types import Array, Forward, ImageSet
@@ -36,12 +36,14 @@ def shown(images: np.ndarray, condition: Condition) -> np.ndarray:
     return STORAGE[condition.storage](x)
 
 
-def margins(forward: Forward, images: np.ndarray, compute: Compute) -> np.ndarray:
-    """(N,) float32 z_fake - z_real of float images (N, H, W, 3), in batches of compute.batch, the last one padded.
+def margins(forward: Forward, images: np.ndarray, compute: Compute, pattern: np.ndarray | None = None) -> np.ndarray:
+    """(N,) float32 z_fake - z_real of images (N, H, W, 3), in batches of compute.batch, the last one padded.
 
-    forward: a `jax.tree_util.Partial`, so that one compilation serves every set of weights of an architecture.
+    images: float32 in [0, 1], or uint8, which stand for x / 255; pattern (H, W, 3), if given, is added and clipped on
+    the device. forward: a `jax.tree_util.Partial`, so that one compilation serves every set of weights of a network.
     """
-    return np.concatenate([np.asarray(_margin(forward, x))[:kept] for x, kept in _batches(images, compute)])
+    delta = np.zeros(images.shape[1:], np.float32) if pattern is None else pattern
+    return np.concatenate([np.asarray(_margin(forward, x, delta))[:kept] for x, kept in _batches(images, compute)])
 
 
 def activations(forward: Forward, images: np.ndarray, compute: Compute) -> dict[str, dict[str, float]]:
@@ -70,24 +72,34 @@ def score(
     for condition in conditions:
         scores = {name: s for name, s in known(condition.name).items() if name in forwards}
         if len(scores) < len(forwards):
-            images = shown(data.images, condition)
-            scores |= {n: margins(f, images, compute) for n, f in forwards.items() if n not in scores}
+            images, pattern = _files(data.images, condition)
+            scores |= {n: margins(f, images, compute, pattern) for n, f in forwards.items() if n not in scores}
             save(condition.name, scores)
         yield condition, scores
 
 
 def _batches(images: np.ndarray, compute: Compute) -> Iterable[tuple[Array, int]]:
-    """Static shapes: the last batch repeats its last image. Yields (images on the mesh, how many count)."""
+    """Static shapes: the last batch repeats its last image, and a batch is as many images as the devices can share
+    evenly. Yields (images on the mesh, how many count)."""
     on = devices.mesh(compute.devices)
-    for start in range(0, len(images), compute.batch):
-        part = images[start : start + compute.batch]
-        rows = np.minimum(np.arange(compute.batch), len(part) - 1)
+    size = -(-compute.batch // on.size) * on.size
+    for start in range(0, len(images), size):
+        part = images[start : start + size]
+        rows = np.minimum(np.arange(size), len(part) - 1)
         yield devices.split(part[rows], on), len(part)
 
 
+def _files(images: np.ndarray, condition: Condition) -> tuple[np.ndarray, np.ndarray | None]:
+    """What the device is given: the stored bytes, or, unstored, the originals and the pattern to add to them."""
+    if condition.storage == "float":
+        return images, condition.pattern
+    return to_uint8(shown(images, condition)), None
+
+
 @jax.jit
-def _margin(forward: Forward, images: Array) -> Array:
-    return margin(forward(images))
+def _margin(forward: Forward, images: Array, delta: Array) -> Array:
+    x = images.astype(jnp.float32) / 255 if images.dtype == jnp.uint8 else images
+    return margin(forward(balls.apply(x, delta[None])))
 
 
 @jax.jit

@@ -42,14 +42,17 @@ def open_run(folder: Path, config: Any) -> Run:
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder}: is a file, not a run folder")
     if record.exists():
-        difference = _difference(_what(_read_json(record)), _what(asked))
+        difference = _difference(_what(_record(record)), _what(asked))
         if difference:
             raise InputError(f"{folder}: made with other settings ({difference}); give another --out or remove it")
-    elif folder.exists() and any(folder.iterdir()):
+    elif folder.exists() and any(path.name != "config.part" for path in folder.iterdir()):  # .part: killed at once
         raise InputError(f"{folder}: not empty and not a run folder (no config.json); give another --out")
     run = Run(folder)
     if devices.first_host() and not record.exists():
-        write_json(run / "config.json", asked)
+        try:
+            write_json(run / "config.json", asked)
+        except OSError as error:
+            raise InputError(f"{folder}: cannot be made or written ({error.strerror}); give another --out") from error
     return run
 
 
@@ -69,9 +72,10 @@ def save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
 
 
 def log(run: Run, rows: list[dict]) -> None:
-    """Appends rows to metrics.jsonl, one JSON object a line."""
+    """Appends rows to metrics.jsonl, one JSON object a line; NaN and infinities, unknown to JSON, become null."""
+    plain = [json.loads(json.dumps(row, default=_plain), parse_constant=lambda name: None) for row in rows]
     with (run / "metrics.jsonl").open("a") as file:
-        file.writelines(json.dumps(row, default=_plain) + "\n" for row in rows)
+        file.writelines(json.dumps(row) + "\n" for row in plain)
 
 
 def rewind(run: Run, step: int) -> None:
@@ -80,7 +84,9 @@ def rewind(run: Run, step: int) -> None:
     path = run.folder / "metrics.jsonl"
     if path.exists():
         kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
-        path.write_text("".join(line + "\n" for line in kept))
+        beside = path.with_suffix(".part")
+        beside.write_text("".join(line + "\n" for line in kept))
+        os.replace(beside, path)
 
 
 def as_json(config: Any) -> Any:
@@ -124,11 +130,14 @@ def _difference(old: Any, new: Any, name: str = "") -> str:
     return "" if old == new else f"{name}: {old} there, {new} asked"
 
 
-def _read_json(path: Path) -> Any:
+def _record(path: Path) -> dict:
     try:
-        return json.loads(path.read_text())
+        value = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read as JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: not the settings of a run (no JSON object)")
+    return value
 
 
 def _step_of(line: str) -> float:

@@ -72,6 +72,16 @@ def save_patterns(folder: Run, patterns: Patterns, deltas: np.ndarray, scores: n
     run.write_json(folder / "patterns.json", rows)
 
 
+def save_examples(folder: Run, data: ImageSet, delta: np.ndarray, count: int = 4) -> None:
+    """examples.npz, for the figure: images (k, H, W, 3) uint8, half fake and half real, spread evenly over each class
+    whatever a detector says of them, with rows (their places in data), labels and names, and delta (H, W, 3)."""
+    classes = [np.flatnonzero(data.labels == label) for label in (1, 0)]
+    spread = [np.linspace(0, len(rows) - 1, min(count // 2, len(rows))).astype(int) for rows in classes]
+    rows = np.concatenate([rows[places] for rows, places in zip(classes, spread, strict=True)])
+    arrays = {"images": data.images[rows], "labels": data.labels[rows], "names": np.array(data.names)[rows]}
+    run.save_arrays(folder / "examples.npz", arrays | {"rows": rows, "delta": np.asarray(delta, np.float32)})
+
+
 def fixed_count(patterns: Patterns) -> int:
     """How many fixed patterns `fixed_conditions` tries."""
     return len(set(patterns.groups)) * fixed.COUNT

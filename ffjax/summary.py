@@ -44,7 +44,8 @@ def claims(test: Labelled, conditions: Sequence[Condition]) -> list[dict]:
     uap: median and range over pattern seeds of the direction's error rate; noise: the same over sign-noise draws;
     fixed: the rate of the fixed pattern chosen for this direction on validation images; clean. margin: uap median
     minus the larger of noise median and fixed, with a 95 % bootstrap interval over identities, pattern seeds and noise
-    draws (each resample draws anew among all three). held: the interval lies above 0.
+    draws (each resample draws anew among all three). held: the interval lies above 0. Where the set has no image of
+    the class, margin and rates are None; of fewer than two identities there is no interval; held is then False.
     """
     rows = []
     for detector, scores in test.scores.items():
@@ -67,6 +68,9 @@ def _members(conditions: Sequence[Condition], group: str, direction: str) -> dic
 
 def _claim(test: Labelled, scores: dict[str, np.ndarray], members: dict[str, list[str]], label: int) -> dict:
     among = test.labels == label
+    counts = {"n": int(among.sum()), "groups": len(np.unique(test.groups[among]))}
+    if not among.any():
+        return dict.fromkeys([kind for kind in members if members[kind]]) | counts | {"margin": None, "held": False}
     weights = np.insert(cluster_weights(test.groups[among], RESAMPLES, 0), 0, 1.0, axis=1)
     rates = {
         kind: np.stack([_wrong(scores[name][among], label) for name in names]) @ weights / weights.sum(axis=0)
@@ -76,9 +80,10 @@ def _claim(test: Labelled, scores: dict[str, np.ndarray], members: dict[str, lis
     medians = {kind: _resampled_median(rate, stream) for stream, (kind, rate) in enumerate(rates.items())}
     rivals = [medians[kind] for kind in ("noise", "fixed") if kind in medians]
     margin = medians["uap"] - np.max(rivals, axis=0)
-    low, high = np.percentile(margin[1:], (2.5, 97.5))
     found = {kind: _spread(rate[:, 0]) for kind, rate in rates.items()}
-    counts = {"n": int(among.sum()), "groups": len(np.unique(test.groups[among]))}
+    if counts["groups"] < 2:
+        return found | counts | {"margin": [float(margin[0]), None, None], "held": False}
+    low, high = np.percentile(margin[1:], (2.5, 97.5))
     return found | counts | {"margin": [float(margin[0]), float(low), float(high)], "held": bool(low > 0)}
 
 

@@ -25,7 +25,7 @@ class TrainConfig:
     """What is trained: epochs over the split, images a step, Adam's peak rate (cosine decay to 0), seed of weights and
     batches, and the variations of the images."""
 
-    epochs: int = 20
+    epochs: int = 24
     batch: int = 32
     rate: float = 2e-3
     seed: int = 0

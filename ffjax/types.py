@@ -96,13 +96,11 @@ class UapState(NamedTuple):
 
 
 class UapInfo(NamedTuple):
-    """What is only for looking at, (S,) each: objective at the step, share of components at the bound, l_inf and l_2
-    norm, best selection score so far, and whether the pattern was rescaled."""
+    """What is only for looking at, (S,) each: objective at the step, share of components at the bound after it, best
+    selection score so far, and whether the pattern was rescaled."""
 
     objective: Array
     saturation: Array
-    linf: Array
-    l2: Array
     best_score: Array
     rescaled: Array
 

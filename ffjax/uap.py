@@ -13,7 +13,7 @@ from ffjax.data.batches import batch_at
 from ffjax.data.codecs import to_float
 from ffjax.engine import Compute
 from ffjax.errors import InputError
-from ffjax.evaluate import Condition, margins, shown
+from ffjax.evaluate import Condition, margins
 from ffjax.types import Array, Forward, ImageSet, UapInfo, UapState
 from ffjax.universal import carriers, fixed
 from ffjax.universal.overfire import UapConfig, over_firing
@@ -55,16 +55,21 @@ def make(
     done, state = snapshots.restore(
         devices.split(begin, on) if config.mode == "no_data" else devices.replicate(begin, on)
     )
+    if bool(jnp.all(state.done)):
+        return state
     weights = tuple(patterns.weights)
     args = (*devices.replicate((patterns.eps, weights), on), forwards, bank)
     run = engine.drive(
         universal.step, state, args, config.steps, compute, inputs=lambda i: devices.split(inputs(i), on), start=done
     )
+    saved = done
     for done, state, infos in run:
         watch(done, infos)
         finished = bool(jnp.all(state.done))
-        if done % compute.snapshot == 0 or done == config.steps or finished:
+        # counted in whole intervals: a visit need not fall on a multiple of `snapshot`
+        if done // compute.snapshot > saved // compute.snapshot or done == config.steps or finished:
             snapshots.save(done, state)
+            saved = done
         if finished:
             break
     return state
@@ -103,10 +108,11 @@ def pick_fixed(
 
     tell(patterns tried).
     """
-    fake = margins(source.forward, to_float(validation.images), compute) > 0
+    images = validation.images
+    fake = margins(source.forward, images, compute) > 0
     turned = np.empty((len(bank), 2))
     for j, pattern in enumerate(np.asarray(bank)):
-        now = margins(source.forward, shown(validation.images, Condition("", "fixed", "", pattern)), compute) > 0
+        now = margins(source.forward, images, compute, pattern) > 0
         turned[j] = np.sum(fake & ~now), np.sum(~fake & now)
         tell(j + 1)
     return {way: int(best) for way, best in zip(("to-real", "to-fake"), np.argmax(turned, axis=0), strict=True)}

@@ -18,11 +18,11 @@ class Augment:
     """
 
     flip: float = 0.5
-    jpeg: float = 0.3
-    jpeg_quality: tuple[int, int] = (60, 95)
-    blur: float = 0.1
+    jpeg: float = 0.2
+    jpeg_quality: tuple[int, int] = (75, 95)
+    blur: float = 0.0
     blur_sigma: float = 0.7
-    noise: float = 0.2
+    noise: float = 0.0
     noise_sd: float = 3.0
     light: float = 0.5
     light_range: float = 0.1

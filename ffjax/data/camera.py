@@ -65,8 +65,9 @@ WEBCAM = Camera(
 
 class Shot(NamedTuple):
     """One picture's settings, drawn from a Camera. balance: gains of R, G, B, exposure included. contrast: exponent on
-    top of the display gamma. focus: blur of the backdrop in pixels. calm_backdrop, calm_person: share in [0, 1] of
-    the in-camera smoothing (portrait mode) outside and on the person. seed: of the noise."""
+    top of the display gamma. focus: blur of the backdrop in pixels. calm_backdrop, calm_person: share in [-1, 1]
+    of the in-camera smoothing (portrait mode) outside and on the person; a negative share sharpens. seed: of the noise.
+    """
 
     blur: float
     shot: float
@@ -91,7 +92,7 @@ def sample_shot(camera: Camera, rng: np.random.Generator) -> Shot:
         contrast=rng.uniform(0.85, 1.2),
         vignette=rng.uniform(0, 0.3),
         focus=rng.uniform(0.3, 3.0) if rng.random() < 0.6 else 0.0,
-        calm_backdrop=max(0.0, rng.uniform(-0.6, 1.0)),
+        calm_backdrop=rng.uniform(-1.0, 1.0),
         calm_person=max(0.0, rng.uniform(-1.5, 0.5)),
         quality=int(rng.integers(*camera.taken, endpoint=True)),
         seed=int(rng.integers(2**31)),

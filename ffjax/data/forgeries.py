@@ -89,7 +89,7 @@ def self_blend(source: Source, rng: np.random.Generator) -> Forged:
         view = resize(view, rng.uniform(2.2, 3.6))
     else:
         view = np.clip(view + rng.uniform(1.8, 3.4) * (view - blur(view, 1.0)), 0, 1)
-    view = view * rng.normal(1, 0.08, 3).astype(np.float32) + rng.normal(0, 0.02)
+    view = view * rng.normal(1, 0.10, 3).astype(np.float32) + rng.normal(0, 0.02)
     scale, shift = rng.uniform(0.95, 1.05), rng.uniform(-0.02, 0.02, 2) * SIZE
     frame_to_view = np.eye(4)
     frame_to_view[(0, 1), (0, 1)], frame_to_view[:2, 3] = scale, (1 - scale) * SIZE / 2 + shift

@@ -272,11 +272,11 @@ def _cloth_light(scene: Scene, where: Geometry, rng: np.random.Generator) -> Can
 
 
 def _wallpaper(rng: np.random.Generator) -> np.ndarray:
-    """A fine check printed on every third wall: the period of a decoder's checkerboard, in honest pictures."""
+    """A fine check printed on every other wall: the period of a decoder's checkerboard, in honest pictures."""
     y, x = np.mgrid[:SIZE, :SIZE]
     phase, period, strength = rng.integers(0, 4, 2), rng.choice([3.0, 4.0, 4.0, 5.0]), rng.uniform(0.05, 0.15)
     check = np.cos(2 * np.pi / period * (y + phase[0])) * np.cos(2 * np.pi / period * (x + phase[1]))
-    return (1 + (strength if rng.random() < 1 / 3 else 0.0) * check)[..., None].astype(np.float32)
+    return (1 + (strength if rng.random() < 0.5 else 0.0) * check)[..., None].astype(np.float32)
 
 
 def _studio(scene: Scene, rng: np.random.Generator) -> Canvas:

@@ -20,7 +20,7 @@ DETECTORS: dict[str, Callable[..., Detector]] = {
     "mesoinception4": mesoinception4,
     "resnet10": resnet10,
 }
-"""Name -> builder(size) -> Detector. A new entry is held to tests/detectors/test_detectors.py as a whole."""
+"""Name -> builder(size, dropout) -> Detector. A new entry is held to tests/detectors/test_detectors.py as a whole."""
 
 SHIPPED = Path(__file__).parent / "shipped"
 
@@ -35,11 +35,14 @@ class Loaded(NamedTuple):
     meta: dict[str, Any]
 
 
-def build(arch: str, size: int) -> Detector:
-    """The detector of that name for size x size images. InputError: no such name, or a size it refuses."""
+def build(arch: str, size: int, dropout: float | None = None) -> Detector:
+    """The detector of that name for size x size images. InputError: no such name, or a size it refuses.
+
+    dropout: the share dropped before its dense layers in training; None for the architecture's own.
+    """
     if arch not in DETECTORS:
         raise InputError(f"unknown detector {arch!r}; known: {', '.join(DETECTORS)}")
-    return DETECTORS[arch](size)
+    return DETECTORS[arch](size) if dropout is None else DETECTORS[arch](size, dropout)
 
 
 def layers(detector: Detector) -> tuple[str, ...]:

@@ -42,9 +42,10 @@ def conv(
 
     narrow: computed by `conv_by_rows`, which pays on CPU where at most four channels come in; stride 1 only.
     """
-    form: Any = {"conv_general_dilated": conv_by_rows} if narrow and window > 1 else {}
+    form: dict[str, Any] = {"conv_general_dilated": conv_by_rows} if narrow and window > 1 else {}
     pad = dilation * (window // 2)
-    return nn.Conv(features, (window, window), stride, pad, kernel_dilation=dilation, name=name, **form, **kwargs)
+    form |= {"strides": stride, "padding": pad, "kernel_dilation": dilation, "name": name}
+    return nn.Conv(features, (window, window), **form, **kwargs)
 
 
 def conv_by_rows(x: Array, kernel: Array, strides: Any, padding: Any, *, rhs_dilation: Any, **_: Any) -> Array:
@@ -54,7 +55,7 @@ def conv_by_rows(x: Array, kernel: Array, strides: Any, padding: Any, *, rhs_dil
     Equal to the textbook form up to rounding. With three or four channels in, XLA:CPU's own input gradient is starved
     of channels; this takes a fifth to a third off the gradient of the whole network.
     """
-    (n, _, c, features), height, step = kernel.shape, x.shape[1], rhs_dilation[0]
+    (n, c, features), height, step = kernel.shape[1:], x.shape[1], rhs_dilation[0]
     tall = jnp.pad(x, ((0, 0), padding[0], (0, 0), (0, 0)))
     rows = jnp.concatenate([tall[:, i * step : i * step + height] for i in range(n)], axis=-1)
     wide = kernel.transpose(1, 0, 2, 3).reshape(1, n, n * c, features)

@@ -17,21 +17,22 @@ from ffjax.types import Array, Detector, Variables
 EPSILON = 1e-3  # Keras' default, part of what the published weights mean
 
 
-def meso4(size: int = 256) -> Detector:
+def meso4(size: int = 256, dropout: float = 0.5) -> Detector:
     """Meso-4 for size x size images, size a multiple of 32 (InputError otherwise).
 
     27,977 trainable numbers at 256. Activations conv1 .. conv4: each block's value after ReLU, before BatchNorm.
+    dropout: before each dense layer, in training (0.5: the authors').
     """
-    return as_detector(_Meso(inception=False), _checked(size, "meso4"))
+    return as_detector(_Meso(inception=False, dropout=dropout), _checked(size, "meso4"))
 
 
-def mesoinception4(size: int = 256) -> Detector:
+def mesoinception4(size: int = 256, dropout: float = 0.5) -> Detector:
     """MesoInception-4 for size x size images, size a multiple of 32 (InputError otherwise).
 
     28,615 trainable numbers at 256. Activations inception1, inception2 (the four branches side by side, after ReLU,
-    before BatchNorm), conv3, conv4.
+    before BatchNorm), conv3, conv4. dropout as in `meso4`.
     """
-    return as_detector(_Meso(inception=True), _checked(size, "mesoinception4"))
+    return as_detector(_Meso(inception=True, dropout=dropout), _checked(size, "mesoinception4"))
 
 
 def input_size(variables: Variables) -> int:
@@ -74,6 +75,7 @@ class _Meso(nn.Module):
     """The four blocks and the head; the first two blocks are inception layers if so asked."""
 
     inception: bool
+    dropout: float
 
     @nn.compact
     def __call__(self, images: Array, train: bool) -> tuple[Array, OrderedDict[str, Array]]:
@@ -81,9 +83,9 @@ class _Meso(nn.Module):
         for i, (name, pool) in enumerate(zip(self._names(), (2, 2, 2, 4), strict=True)):
             acts[name] = self._block(x, i, name)
             x = max_pool(batch_norm(train, EPSILON, name=f"bn{i + 1}")(acts[name]), pool)
-        x = nn.Dropout(0.5, deterministic=not train)(x.reshape(x.shape[0], -1))
+        x = nn.Dropout(self.dropout, deterministic=not train)(x.reshape(x.shape[0], -1))
         x = nn.leaky_relu(_dense(16, "dense1")(x), 0.1)
-        x = nn.Dropout(0.5, deterministic=not train)(x)
+        x = nn.Dropout(self.dropout, deterministic=not train)(x)
         return _dense(1, "dense2", dot_general=dot_to_one)(x), acts
 
     def _names(self) -> tuple[str, ...]:

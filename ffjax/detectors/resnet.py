@@ -14,17 +14,17 @@ STEM = 8  # XLA:CPU's gradient of a stride-2 convolution is ten times slower fro
 WIDTHS = (16, 32, 64, 128)
 
 
-def resnet10(size: int = 128) -> Detector:
+def resnet10(size: int = 128, dropout: float = 0.0) -> Detector:
     """A ResNet of one basic block a stage, widths 16, 32, 64, 128, for size x size images.
 
     A 3x3 stem of 8 channels at full resolution without pooling, because traces of forgery sit in the highest
     frequencies; each block then halves the size. Global average pooling, two logits. 306,570 trainable numbers at any
-    size. Activations stem (after its ReLU), block1 .. block4 (after the sum's ReLU). InputError unless size is a
-    multiple of 16.
+    size. dropout: before the last layer, in training. Activations stem (after its ReLU), block1 .. block4 (after the
+    sum's ReLU). InputError unless size is a multiple of 16.
     """
     if size < 16 or size % 16:
         raise InputError(f"resnet10: image size must be a positive multiple of 16, got {size}")
-    return as_detector(_ResNet(), size)
+    return as_detector(_ResNet(dropout), size)
 
 
 def _conv(features: int, window: int, stride: int, name: str, narrow: bool = False) -> nn.Conv:
@@ -47,6 +47,8 @@ class _Block(nn.Module):
 class _ResNet(nn.Module):
     """Stem, four blocks, global average, dense."""
 
+    dropout: float
+
     @nn.compact
     def __call__(self, images: Array, train: bool) -> tuple[Array, OrderedDict[str, Array]]:
         # [0, 1] to about [-2, 2]: photographs centre near the middle grey, with a spread of about a quarter.
@@ -55,4 +57,5 @@ class _ResNet(nn.Module):
         x = acts["stem"]
         for i, width in enumerate(WIDTHS, start=1):
             x = acts[f"block{i}"] = _Block(width, name=f"block{i}")(x, train)
-        return nn.Dense(2, name="dense")(jnp.mean(x, axis=(1, 2))), acts
+        pooled = nn.Dropout(self.dropout, deterministic=not train)(jnp.mean(x, axis=(1, 2)))
+        return nn.Dense(2, name="dense")(pooled), acts

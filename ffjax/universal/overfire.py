@@ -4,6 +4,7 @@ Our formulation of the objective of Huang, Fang, Nguyen, Yamagishi and Echizen (
 are not public; the defaults are GD-UAP's (Mopuri et al., TPAMI 2018), and what was left open is a field of UapConfig.
 """
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -66,6 +67,7 @@ def bounds(config: UapConfig, eps: float) -> float:
     return eps / 255 if config.norm == "linf" else eps
 
 
+@functools.lru_cache(maxsize=16)  # the same functions for the same config, so that a second call does not compile anew
 def over_firing(config: UapConfig) -> Universal:
     """The family as a pair of pure functions over S patterns (types.Universal).
 
@@ -121,8 +123,7 @@ def over_firing(config: UapConfig) -> Universal:
             lambda s: s,
             state,
         )
-        linf, l2 = (jax.vmap(lambda d, b=b: b(1.0).norm(d))(delta) for b in (balls.linf, balls.l2))
-        return state, UapInfo(values, saturation, linf, l2, state.best_score, rescaled & ~state.done)
+        return state, UapInfo(values, saturation, state.best_score, rescaled & ~state.done)
 
     return Universal(init, step)
 
@@ -147,7 +148,7 @@ def layer_weights(choice: str, names: tuple[str, ...]) -> list[float]:
 
 
 def _rule(config: UapConfig) -> optax.GradientTransformation:
-    """Ascent: the objective is maximised, optax descends, so the step is negated once, here."""
+    """Ascent: optax descends by a negated rate, the objective is maximised, so here the rate is positive."""
     rate = config.rate / 255
     if config.rule == "adam":
         return optax.chain(optax.scale_by_adam(), optax.scale(rate))

@@ -24,10 +24,21 @@ def images_of(n, size=SIZE, seed=0):
 
 
 def gradient(forward, images):
-    return jax.grad(lambda x: jnp.sum(forward(x).logits[:, 1] - forward(x).logits[:, 0]))(images)
+    return jax.grad(lambda x: jnp.sum(forward(x).logits @ jnp.array([-1.0, 1.0])))(images)
 
 
 gradient = jax.jit(gradient)
+
+
+def drawn(detector, seed=0):
+    """Variables of the right shapes, without the seconds that compiling init takes."""
+    shapes, rng = jax.eval_shape(detector.init, jax.random.key(0)), np.random.default_rng(seed)
+
+    def leaf(path, shape):
+        low, high = (0.5, 1.5) if path[-1].key in ("var", "scale") else (-0.2, 0.2)
+        return jnp.asarray(rng.uniform(low, high, shape.shape), shape.dtype)
+
+    return jax.tree_util.tree_map_with_path(leaf, shapes)
 
 
 @pytest.fixture(scope="module", params=list(DETECTORS))
@@ -42,7 +53,7 @@ def detector(name):
 
 @pytest.fixture(scope="module")
 def variables(detector):
-    return detector.init(jax.random.key(0))
+    return drawn(detector)
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +77,7 @@ def test_parameter_count_at_the_default_size(name):
     assert sum(leaf.size for leaf in jax.tree.leaves(variables["params"])) == PARAMETERS[name]
 
 
+@pytest.mark.slow
 def test_rows_do_not_see_each_other(forward):
     images = images_of(12)
     order = np.random.default_rng(0).permutation(12)
@@ -75,6 +87,14 @@ def test_rows_do_not_see_each_other(forward):
     grads = [gradient(forward, x) for x in (images, images[order], images[:8])]
     np.testing.assert_array_equal(grads[1], grads[0][order])
     np.testing.assert_array_equal(grads[2], grads[0][:8])
+
+
+@pytest.mark.slow
+def test_init_is_finite_and_follows_the_key(detector):
+    init = jax.jit(detector.init)
+    first, again, other = (jax.tree.leaves(init(jax.random.key(k))) for k in (0, 0, 1))
+    assert all(jnp.isfinite(leaf).all() for leaf in first)
+    assert all(map(jnp.array_equal, first, again)) and not all(map(jnp.array_equal, first, other))
 
 
 def test_apply_is_deterministic(forward):
@@ -124,7 +144,7 @@ def test_two_sets_of_weights_share_one_trace(detector):
         traces.append(1)
         return forward(images).logits
 
-    results = [logits(Partial(detector.apply, detector.init(jax.random.key(k))), images_of(8)) for k in (0, 1)]
+    results = [logits(Partial(detector.apply, drawn(detector, k)), images_of(8)) for k in (0, 1)]
     assert len(traces) == 1 and not jnp.array_equal(*results)
 
 
@@ -144,6 +164,7 @@ def test_unknown_detectors_are_refused_with_the_known_ones():
         build("xception", 64)
 
 
+@pytest.mark.slow
 def test_at_size_feeds_the_same_detector_with_other_images(detector, variables):
     assert at_size(detector, SIZE) is detector
     larger, images = at_size(detector, 96), images_of(9, 96)

@@ -1,0 +1,92 @@
+"""Run by test_devices.py in a process of its own, with as many CPU devices as XLA_FLAGS asks for: the same job on one
+and on all of them. Prints one JSON object: per mode and execution, how far the results lie apart, and the collectives
+in the compiled step."""
+
+import json
+import re
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import toys
+
+from ffjax import devices, engine, uap
+from ffjax.checkpoint import Snapshots
+from ffjax.engine import Compute
+from ffjax.evaluate import margins
+from ffjax.universal import UapConfig, carriers, over_firing
+from ffjax.universal.patterns import lay_out
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+SOURCE = toys.source()
+COLLECTIVES = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter")
+
+
+def config(mode: str) -> UapConfig:
+    return UapConfig(mode=mode, seeds=tuple(range(8)), steps=12, check=4, carriers=16)
+
+
+def job(mode: str, execution: str, count: int):
+    """-> (first gradient if stepped, objective trajectory (12, S), final state, programs compiled, places of delta)."""
+    cfg, gradients, rows = config(mode), [], []
+
+    def save(step, state):
+        gradients.append(np.asarray(state.optimiser[0].mu) / 0.1)  # Adam's first moment after one step
+
+    shots = Snapshots(save, lambda like: (0, like), lambda: None)
+    chunk = 1 if execution == "stepped" else 4
+    compute = Compute(execution=execution, chunk=chunk, snapshot=chunk, devices=count)
+    laid = lay_out(cfg, [(SOURCE.name, SOURCE.layers)])
+    before = engine._one._cache_size() + engine._chunk._cache_size()
+    state = uap.make(cfg, laid, [SOURCE], toys.SHAPE, compute, shots, lambda done, infos: rows.append(infos.objective))
+    compiled = engine._one._cache_size() + engine._chunk._cache_size() - before
+    spread = len({str(shard.index) for shard in state.delta.addressable_shards})
+    return gradients[0], np.concatenate(rows), jax.device_get(state), compiled, spread
+
+
+def apart(a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.abs(a - b).max() / np.abs(a).max())
+
+
+def collectives(mode: str, count: int) -> dict[str, list[str]]:
+    """Name -> the shapes it works on, in the compiled step on `count` devices."""
+    cfg, on = config(mode), devices.mesh(count)
+    laid, universal = lay_out(cfg, [(SOURCE.name, SOURCE.layers)]), over_firing(cfg)
+    begin = jax.jit(universal.init, static_argnums=2)(laid.keys, laid.eps, toys.SHAPE)
+    if mode == "no_data":
+        state, x, bank = devices.split(begin, on), carriers.blank(toys.SHAPE, 0.0), carriers.blank(toys.SHAPE, 0.0)
+    else:
+        key = jax.random.key(0)
+        state, x, bank = devices.replicate(begin, on), *(carriers.noise(key, n, toys.SHAPE) for n in (16, 32))
+    args = (*devices.replicate((laid.eps, laid.weights, (SOURCE.forward,)), on), devices.split(bank, on))
+    text = engine._one.lower(universal.step, jnp.int32(0), state, devices.split(x, on), args).compile().as_text()
+    found = {name: re.findall(rf"= (\S+(?: \S+)*?) {name}(?:-start)?\(", text) for name in COLLECTIVES}
+    return {name: shapes for name, shapes in found.items() if shapes}
+
+
+def main() -> None:
+    every = len(jax.devices())
+    report: dict = {"devices": every, "jobs": {}, "collectives": {}}
+    for mode in ("no_data", "range_prior"):
+        for execution in ("stepped", "fused"):
+            first, trajectory, end, *_ = job(mode, execution, 1)
+            gradient, objective, state, compiled, spread = job(mode, execution, every)
+            report["jobs"][f"{mode} {execution}"] = {
+                "gradient": apart(first, gradient),
+                "first": apart(trajectory[0], objective[0]),
+                "objective": apart(trajectory, objective),
+                "best_score": apart(end.best_score, state.best_score),
+                "moved": float(np.mean(np.abs(end.best - state.best) > 1e-4)),
+                "compiled": compiled,
+                "spread": spread,
+            }
+        report["collectives"][mode] = collectives(mode, every)
+    x = np.random.default_rng(0).uniform(size=(50, *toys.SHAPE)).astype(np.float32)
+    scores = [margins(SOURCE.forward, x, Compute(batch=50, devices=count)) for count in (1, every)]
+    report["margins"] = apart(*scores)
+    json.dump(report, sys.stdout)
+
+
+if __name__ == "__main__":
+    main()
