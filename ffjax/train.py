@@ -22,21 +22,24 @@ LossFn = Callable[[Variables, Batch, Array], tuple[Array, tuple[Array, Variables
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """What is trained: epochs over the split, images a step, Adam's peak rate (cosine decay to 0), seed of weights and
-    batches, and the variations of the images."""
+    """What is trained: epochs over the split, images a step, Adam's peak rate (cosine decay to 0), decay of the running
+    average of the weights (what is validated and kept; 0 for the last step's), seed of weights and batches, and the
+    variations of the images."""
 
     epochs: int = 24
     batch: int = 32
     rate: float = 2e-3
+    average: float = 0.99
     seed: int = 0
     augment: Augment = field(default_factory=Augment)
 
 
 class TrainState(NamedTuple):
-    """variables and optimiser now; best variables by validation score, and that score ()."""
+    """variables and optimiser now; their running average; the best average by validation score, and that score ()."""
 
     variables: Variables
     optimiser: Any
+    average: Variables
     best: Variables
     best_score: Array
 
@@ -59,8 +62,14 @@ def cross_entropy(detector: Detector) -> LossFn:
     return loss
 
 
-def make_step(loss: LossFn, optimiser: optax.GradientTransformation) -> Callable[..., tuple[TrainState, TrainInfo]]:
-    """step(i, state, batch, key) -> (state, info): one optimiser step on the mean loss. key is folded with i."""
+def make_step(
+    loss: LossFn, optimiser: optax.GradientTransformation, average: float = 0.0
+) -> Callable[..., tuple[TrainState, TrainInfo]]:
+    """step(i, state, batch, key) -> (state, info): one optimiser step on the mean loss. key is folded with i.
+
+    The average a of the variables w (running statistics included) follows a <- d a + (1 - d) w, with
+    d = min(average, i / (i + 9)), so that it forgets the start as fast as it can.
+    """
 
     def step(i: Array, state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, TrainInfo]:
         def mean_loss(params):
@@ -72,7 +81,9 @@ def make_step(loss: LossFn, optimiser: optax.GradientTransformation) -> Callable
         updates, new = optimiser.update(grads, state.optimiser, params)
         variables = {**variables, "params": optax.apply_updates(params, updates)}
         accuracy = jnp.mean((logits[:, 1] > logits[:, 0]) == (batch.labels == 1))
-        return state._replace(variables=variables, optimiser=new), TrainInfo(value, accuracy)
+        decay = jnp.minimum(average, i / (i + 9.0))
+        kept = optax.incremental_update(variables, state.average, 1 - decay)
+        return state._replace(variables=variables, optimiser=new, average=kept), TrainInfo(value, accuracy)
 
     return step
 
@@ -97,7 +108,7 @@ def fit(
     epoch_steps = -(-len(data.labels) // config.batch)
     steps = epoch_steps * config.epochs
     optimiser = optax.adam(optax.cosine_decay_schedule(config.rate, steps))
-    step = make_step(cross_entropy(detector), optimiser)
+    step = make_step(cross_entropy(detector), optimiser, config.average)
     key_init, key_steps = jax.random.split(jax.random.key(config.seed))
     on = devices.mesh(compute.devices)
 
@@ -112,10 +123,10 @@ def fit(
         run = engine.drive(step, state, (key_steps,), end, compute, inputs=inputs, start=done)
         for done, state, infos in run:  # noqa: B007  (the last one counts)
             watch(done, infos, None)
-        score = validate(state.variables)
+        score = validate(state.average)
         if score > float(state.best_score):
-            # a copy: the state is donated to the next step, and its best must not share buffers with its variables
-            best = jax.tree.map(jnp.copy, state.variables)
+            # a copy: the state is donated to the next step, and no two of its leaves may share a buffer
+            best = jax.tree.map(jnp.copy, state.average)
             state = state._replace(best=best, best_score=jnp.full_like(state.best_score, score))
         snapshots.save(done, state)
         watch(done, infos, score)
@@ -124,5 +135,5 @@ def fit(
 
 def _start(detector: Detector, optimiser: optax.GradientTransformation, key: Array) -> TrainState:
     variables = jax.jit(detector.init)(key)
-    never = jnp.float32(-jnp.inf)
-    return TrainState(variables, optimiser.init(variables["params"]), jax.tree.map(jnp.copy, variables), never)
+    average, best = (jax.tree.map(jnp.copy, variables) for _ in range(2))
+    return TrainState(variables, optimiser.init(variables["params"]), average, best, jnp.float32(-jnp.inf))

@@ -1,4 +1,4 @@
-"""Training-time variations of a batch, as a pure function of (seed, step): flips, light, blur, noise, recompression."""
+"""Training-time variations of a batch, a pure function of (seed, step): position, light, blur, noise, recompression."""
 
 from dataclasses import dataclass
 
@@ -13,11 +13,14 @@ from ffjax.types import Batch
 class Augment:
     """Probability of each variation, and its range; a probability of 0 switches it off.
 
-    flip: left-right. jpeg: recompressed at a quality drawn from jpeg_quality. blur: Gaussian of sigma up to blur_sigma
-    pixels. noise: Gaussian of sd up to noise_sd / 255. light: gain and offset of up to +-light_range.
+    flip: left-right. shift: moved by up to shift_pixels each way, the border repeated. jpeg: recompressed at a quality
+    drawn from jpeg_quality. blur: Gaussian of sigma up to blur_sigma pixels. noise: Gaussian of sd up to
+    noise_sd / 255. light: gain and offset of up to +-light_range.
     """
 
     flip: float = 0.5
+    shift: float = 1.0
+    shift_pixels: int = 6
     jpeg: float = 0.2
     jpeg_quality: tuple[int, int] = (75, 95)
     blur: float = 0.0
@@ -33,16 +36,27 @@ def augmented(batch: Batch, config: Augment, seed: int, step: int) -> Batch:
     draws = [np.random.Generator(np.random.Philox(key=[seed, (step << 20) + i])) for i in range(len(batch.labels))]
     images, masks = np.array(batch.images), None if batch.masks is None else np.array(batch.masks)
     for i, rng in enumerate(draws):
-        if rng.random() < config.flip:
-            images[i] = images[i, :, ::-1]
-            if masks is not None:
-                masks[i] = masks[i, :, ::-1]
-        images[i] = np.clip(_varied(images[i], config, rng), 0, 1)
+        move = _movement(images.shape[1:3], config, rng)
+        images[i] = np.clip(_varied(images[i][move], config, rng), 0, 1)
+        if masks is not None:
+            masks[i] = masks[i][move]
     qualities = [int(rng.integers(*config.jpeg_quality, endpoint=True)) if rng.random() < config.jpeg else 0
                  for rng in draws]  # fmt: skip
     for i in np.flatnonzero(qualities):
         images[i] = codecs.to_float(codecs.decode(codecs.jpeg_bytes(codecs.to_uint8(images[i]), qualities[i])))
     return batch._replace(images=images, masks=masks)
+
+
+def _movement(shape: tuple[int, ...], config: Augment, rng: np.random.Generator) -> tuple:
+    """(H, W) -> the rows and columns to take: a flip and a shift as one index."""
+    rows, columns = (np.arange(side) for side in shape)
+    if rng.random() < config.flip:
+        columns = columns[::-1]
+    if rng.random() < config.shift:
+        down, across = rng.integers(-config.shift_pixels, config.shift_pixels, 2, endpoint=True)
+        rows = np.clip(rows + down, 0, shape[0] - 1)
+        columns = np.clip(columns + across, 0, shape[1] - 1)
+    return np.ix_(rows, columns)
 
 
 def _varied(image: np.ndarray, config: Augment, rng: np.random.Generator) -> np.ndarray:

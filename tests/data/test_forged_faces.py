@@ -222,7 +222,7 @@ def _features(image: np.ndarray) -> np.ndarray:
 
 @pytest.mark.slow
 def test_a_forest_on_statistics_of_the_whole_picture_stays_below_80_percent(held_out: ImageSet):
-    """Fitted on the first 1200 training pictures to keep the test short; on all 4000 it gains about four points."""
+    """Fitted on the first 1000 training pictures to stay short: 71 % here, 72 % when fitted on all 4000."""
     fitted = forged_faces.decode(list(forged_faces.render(0, "a", "train", 1000)))
     forest = RandomForestClassifier(300, n_jobs=1, random_state=0)
     forest.fit(np.stack([_features(image) for image in fitted.images]), fitted.labels)
