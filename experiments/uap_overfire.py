@@ -10,6 +10,7 @@ Cost: under 3 minutes on 2 CPU cores, data generation included. Result: runs/uap
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from rich.console import Console
@@ -17,6 +18,7 @@ from rich.console import Console
 from ffjax import checkpoint, detectors, report, run, study, uap, viewing
 from ffjax.data import sets
 from ffjax.engine import Compute
+from ffjax.errors import InputError
 from ffjax.progress import stage
 from ffjax.universal import UapConfig
 from ffjax.universal.patterns import lay_out
@@ -38,8 +40,8 @@ class Config:
     """Validation images per class and set, at most: they choose the fixed patterns and refit thresholds."""
     noises: int = 5
     """Draws of sign noise."""
-    storage: tuple[str, ...] = ("float", "png", "jpeg90", "jpeg75")
-    """How images are stored before a detector meets them."""
+    stored: tuple[Literal["png", "jpeg90", "jpeg75"], ...] = ("png", "jpeg90", "jpeg75")
+    """How images are also stored before a detector meets them, besides in float."""
     viewing: int = 20
     """Pairs of images exported under blind names."""
     uap: UapConfig = field(default_factory=UapConfig)
@@ -51,18 +53,21 @@ def main(cfg: Config) -> None:
     """Loads, optimises, scores, reports; every stage resumes."""
     console, began = Console(), time.monotonic()
     console.print(f"ffjax: over-firing {', '.join(cfg.source)} -> {cfg.out}", highlight=False)
+    if not cfg.source:
+        raise InputError("source: name at least one detector")
     loaded = [detectors.load(spec) for spec in (*cfg.source, *cfg.unseen)]
     size = loaded[0].detector.shape[0]
-    folder = run.open_run(cfg.out, cfg)
+    run.check(cfg.out, cfg)
     networks = study.networks(loaded, size)
     sources = [networks[one.name] for one in loaded[: len(cfg.source)]]
     patterns = lay_out(cfg.uap, [(source.name, source.layers) for source in sources])
     with console.status("loading images"):
-        tests = {sets.short_name(d): sets.load(d, "test", size, cfg.images) for d in cfg.data}
-        helds = {sets.short_name(d): sets.load(d, "validation", size, cfg.validation) for d in cfg.data}
+        tests = sets.load_all(cfg.data, "test", size, cfg.images)
+        helds = sets.load_all(cfg.data, "validation", size, cfg.validation)
         train = sets.load(cfg.data[0], "train", size) if cfg.uap.mode == "with_data" else None
     held = helds[sets.short_name(cfg.data[0])]
 
+    folder = run.open_run(cfg.out, cfg)
     shots = checkpoint.snapshots(folder / "checkpoints")
     with stage(console, f"{len(patterns.names)} patterns", cfg.uap.steps) as tell:
         watch = study.logger(folder, patterns, tell)
@@ -73,7 +78,7 @@ def main(cfg: Config) -> None:
 
     with stage(console, "fixed patterns", study.fixed_count(patterns), "patterns") as tell:
         fixed = study.fixed_conditions(folder, cfg.uap, patterns, sources[0], held, cfg.compute, tell)
-    rows = uap.conditions(cfg.uap, patterns, deltas, best, cfg.noises, cfg.storage) + fixed
+    rows = uap.conditions(cfg.uap, patterns, deltas, best, cfg.noises, cfg.stored) + fixed
     refit = study.refitted(rows, patterns, best)
     with stage(console, "scores", (len(rows) + len(refit)) * len(tests), "conditions") as tell:
         study.score(folder, rows, networks, tests, "test", cfg.compute, tell)

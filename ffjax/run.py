@@ -32,25 +32,27 @@ class Run(NamedTuple):
         return path
 
 
-def open_run(folder: Path, config: Any) -> Run:
-    """Makes the folder, or takes it up again if it was made with the same settings (fields named in HOW apart).
-
-    Raises InputError, and touches nothing, if the folder holds anything else: other settings, or files of no run.
-    """
-    asked = as_json(config)
+def check(folder: Path, config: Any) -> None:
+    """Raises InputError if `folder` cannot be the run folder of these settings (fields named in HOW apart): it is a
+    file, was made with other settings, or holds files of no run. Touches nothing."""
     record = folder / "config.json"
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder}: is a file, not a run folder")
     if record.exists():
-        difference = _difference(_what(_record(record)), _what(asked))
+        difference = _difference(_what(_record(record)), _what(as_json(config)))
         if difference:
             raise InputError(f"{folder}: made with other settings ({difference}); give another --out or remove it")
     elif folder.exists() and any(path.name != "config.part" for path in folder.iterdir()):  # .part: killed at once
         raise InputError(f"{folder}: not empty and not a run folder (no config.json); give another --out")
+
+
+def open_run(folder: Path, config: Any) -> Run:
+    """Makes the folder, or takes it up again if it was made with the same settings. InputError as `check`."""
+    check(folder, config)
     run = Run(folder)
-    if devices.first_host() and not record.exists():
+    if devices.first_host() and not (folder / "config.json").exists():
         try:
-            write_json(run / "config.json", asked)
+            write_json(run / "config.json", as_json(config))
         except OSError as error:
             raise InputError(f"{folder}: cannot be made or written ({error.strerror}); give another --out") from error
     return run

@@ -82,20 +82,21 @@ def chosen(patterns: Patterns, scores: np.ndarray) -> list[int]:
 
 
 def conditions(
-    config: UapConfig, patterns: Patterns, deltas: np.ndarray, scores: np.ndarray, noises: int, storages: Sequence[str]
+    config: UapConfig, patterns: Patterns, deltas: np.ndarray, scores: np.ndarray, noises: int, stored: Sequence[str]
 ) -> list[Condition]:
     """What each image set is shown as: clean, sign noise and every pattern in float; and clean, the first noise and
-    each group's chosen pattern through every storage."""
+    each group's chosen pattern through every storage in `stored`. Raises InputError without at least one noise."""
+    if noises < 1:
+        raise InputError("noises: at least one draw of sign noise is needed to compare with")
     shape = deltas.shape[1:]
-    rows = [Condition(f"clean-{s}", "clean", "", None, s) for s in storages]
+    rows = [Condition(f"clean-{s}", "clean", "", None, s) for s in ("float", *stored)]
     for k in chosen(patterns, scores):
-        group = patterns.groups[k]
-        eps = float(patterns.eps[k])
+        group, eps = patterns.groups[k], float(patterns.eps[k])
         draws = [np.asarray(fixed.sign_noise(_noise_key(n), shape, eps, config.norm)) for n in range(noises)]
         rows += [Condition(f"noise-{group}-{n}-float", "noise", group, draw) for n, draw in enumerate(draws)]
         members = [j for j, other in enumerate(patterns.groups) if other == group]
         rows += [Condition(f"uap-{patterns.names[j]}-float", "uap", group, deltas[j]) for j in members]
-        for s in storages[1:]:
+        for s in stored:
             rows.append(Condition(f"noise-{group}-0-{s}", "noise", group, draws[0], s))
             rows.append(Condition(f"uap-{patterns.names[k]}-{s}", "uap", group, deltas[k], s))
     return rows

@@ -84,8 +84,14 @@ def test_another_opening_finds_them(shots, tmp_path):
 
 @pytest.mark.parametrize(
     "like",
-    [state(patterns=4), state()._replace(optimiser=()), state()._replace(stale=(jnp.zeros(3), jnp.zeros(3))), {"a": 0}],
-    ids=["shape", "missing", "extra", "another tree"],
+    [
+        state(patterns=4),
+        state()._replace(delta=jnp.zeros((3, 4, 4, 3), jnp.bfloat16)),
+        state()._replace(optimiser=()),
+        state()._replace(stale=(jnp.zeros(3), jnp.zeros(3))),
+        {"a": 0},
+    ],
+    ids=["shape", "type", "missing", "extra", "another tree"],
 )
 def test_a_snapshot_that_does_not_fit_is_refused_in_one_line(shots, like):
     shots.save(3, state())
@@ -94,6 +100,7 @@ def test_a_snapshot_that_does_not_fit_is_refused_in_one_line(shots, like):
         shots.restore(like)
     assert "\n" not in str(caught.value)
     assert "checkpoints/3" in str(caught.value)
+    assert " there, " in str(caught.value)  # it says which leaf
 
 
 def test_a_damaged_snapshot_is_refused_in_one_line(tmp_path):

@@ -214,11 +214,14 @@ def test_several_sources_are_averaged():
 
 
 def test_carriers_are_averaged():
-    cfg = config(mode="range_prior", steps=1)
-    _, states, infos = followed(cfg)
+    """Each pattern on each carrier, with the pattern's own layers; other carriers at every step."""
+    cfg = config(mode="range_prior", steps=1, layers=("first", "last", "all"))
+    laid, states, infos = followed(cfg)
     shown = np.clip(np.asarray(ridden(cfg))[:, None] + states[0].delta[None], 0, 1)
-    values = [over_fire()(SOURCE.forward(jnp.asarray(row)), jnp.ones((1, 2))) for row in shown]
+    values = [over_fire()(SOURCE.forward(jnp.asarray(row)), laid.weights[0]) for row in shown]
     np.testing.assert_allclose(infos[0].objective, np.mean(values, axis=0), rtol=1e-5)
+    inputs = uap._inputs(cfg, toys.SHAPE, None)
+    assert np.array_equal(inputs(5), inputs(5)) and not np.array_equal(inputs(5), inputs(6))
 
 
 def hand_made(response) -> Source:

@@ -1,6 +1,7 @@
 """One way to name any data set: an embedded domain (a, b), or a folder or CSV of your own."""
 
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,8 @@ def load(spec: str, split: str, size: int, limit: int | None = None) -> ImageSet
     """
     if split not in SPLITS:
         raise InputError(f"split {split}: unknown; known: {', '.join(SPLITS)}")
+    if limit is not None and limit < 1:
+        raise InputError(f"{spec}: at least one image per class is needed, {limit} asked")
     if spec in EMBEDDED:
         return _limited(_resized(forged_faces.load(spec, split), size), limit)
     path = Path(spec)
@@ -35,6 +38,14 @@ def load(spec: str, split: str, size: int, limit: int | None = None) -> ImageSet
         return folder.load_folder(path, size, limit, split=marked.get(split, split))
     pool = folder.load_folder(path, size, split="train" if "train" in marked else None)
     return _limited(_taken(pool, _held_out(pool) == (split == "validation")), limit)
+
+
+def load_all(specs: Sequence[str], split: str, size: int, limit: int | None = None) -> dict[str, ImageSet]:
+    """Short name -> images, for several sets. InputError if there is none, or two would be called the same."""
+    names = [short_name(spec) for spec in specs]
+    if not names or len(set(names)) < len(names):
+        raise InputError(f"data: needs at least one set and no two of one name, got {', '.join(specs) or 'none'}")
+    return {name: load(spec, split, size, limit) for name, spec in zip(names, specs, strict=True)}
 
 
 def short_name(spec: str) -> str:

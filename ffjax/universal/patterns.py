@@ -27,9 +27,8 @@ def lay_out(config: UapConfig, sources: Sequence[tuple[str, tuple[str, ...]]]) -
     A pattern's key is folded from its seed alone: seed 3 starts alike whatever other seeds, bounds and layers run
     beside it. Raises InputError, naming the layers there are, for a choice that a source does not know.
     """
+    _check(config)
     rows = [(layers, eps, seed) for layers in config.layers for eps in config.eps for seed in config.seeds]
-    if not rows:
-        raise InputError("uap: no pattern asked for (layers, eps and seeds must each name at least one)")
     root = jax.random.key(0)
     return Patterns(
         names=tuple(f"{layers}-{eps:g}-seed{seed}" for layers, eps, seed in rows),
@@ -38,6 +37,19 @@ def lay_out(config: UapConfig, sources: Sequence[tuple[str, tuple[str, ...]]]) -
         eps=jnp.array([bounds(config, eps) for _, eps, _ in rows], jnp.float32),
         weights=tuple(jnp.array([_weights(layers, *source) for layers, _, _ in rows]) for source in sources),
     )
+
+
+def _check(config: UapConfig) -> None:
+    """What the types of a config let through and no optimisation can use."""
+    for name in ("steps", "check", "patience", "carriers"):
+        if getattr(config, name) < 1:
+            raise InputError(f"uap.{name}: must be at least 1, got {getattr(config, name)}")
+    for name in ("layers", "eps", "seeds"):
+        values = getattr(config, name)
+        if not values or len(set(values)) < len(values):
+            raise InputError(f"uap.{name}: needs at least one value and none twice, got {values}")
+    if min(config.eps) < 0 or min(config.seeds) < 0:
+        raise InputError(f"uap: bounds and seeds must not be negative, got {config.eps} and {config.seeds}")
 
 
 def _weights(choice: str, source: str, names: tuple[str, ...]) -> list[float]:

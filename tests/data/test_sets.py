@@ -1,0 +1,76 @@
+"""Naming a data set: splits that are marked, splits that are made, and what is refused."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ffjax.data import sets
+from ffjax.errors import InputError
+
+
+def draw(path, seed: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (16, 16, 3), np.uint8)).save(path)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for i in range(30):
+        draw(tmp_path / "faces" / "real" / f"{i}.png", i)
+        draw(tmp_path / "faces" / "fake" / f"{i}.png", 100 + i)
+    return tmp_path / "faces"
+
+
+def write_csv(folder, split_of):
+    rows = [f"{label}/{i}.png,{label},{split_of(i)}" for label in ("real", "fake") for i in range(30)]
+    (folder / "labels.csv").write_text("\n".join(["file,label,split", *rows]))
+
+
+def names(folder, split, **kwargs):
+    return set(sets.load(str(folder), split, 16, **kwargs).names)
+
+
+def test_an_unmarked_folder_is_cut_into_validation_and_test_for_good(folder):
+    validation, test = names(folder, "validation"), names(folder, "test")
+    assert not validation & test and len(validation | test) == 60
+    assert 0.15 < len(validation) / 60 < 0.5
+    draw(folder / "real" / "new.png", 999)
+    assert validation <= names(folder, "validation") and test <= names(folder, "test")
+    with pytest.raises(InputError, match="no image is marked for training"):
+        names(folder, "train")
+
+
+def test_marked_splits_are_followed_whatever_validation_is_called(folder):
+    write_csv(folder, lambda i: ("train", "val", "test")[i % 3])
+    for split, rest in (("train", 0), ("validation", 1), ("test", 2)):
+        found = names(folder, split)
+        assert found == {f"{label}/{i}.png" for label in ("real", "fake") for i in range(30) if i % 3 == rest}
+
+
+def test_without_a_marked_validation_split_part_of_training_becomes_it(folder):
+    write_csv(folder, lambda i: "test" if i < 10 else "train")
+    train, validation, test = (names(folder, split) for split in sets.SPLITS)
+    assert not train & validation and len(train | validation) == 40 and len(test) == 20
+    assert not (train | validation) & test
+
+
+def test_a_group_is_never_cut(folder):
+    rows = [f"{label}/{i}.png,{label},g{i // 5}" for label in ("real", "fake") for i in range(30)]
+    (folder / "labels.csv").write_text("\n".join(["file,label,group", *rows]))
+    groups = [{int(n.split("/")[1][:-4]) // 5 for n in names(folder, split)} for split in ("validation", "test")]
+    assert not groups[0] & groups[1]
+
+
+def test_the_limit_is_per_class_and_a_subset(folder):
+    data = sets.load(str(folder), "test", 16, limit=5)
+    assert list(np.bincount(data.labels)) == [5, 5] and set(data.names) <= names(folder, "test")
+    with pytest.raises(InputError, match="at least one"):
+        sets.load(str(folder), "test", 16, limit=0)
+
+
+def test_two_sets_of_one_name_and_no_set_are_refused(folder):
+    for specs in ((), (str(folder), str(folder))):
+        with pytest.raises(InputError, match="data"):
+            sets.load_all(specs, "test", 16)
+    with pytest.raises(InputError, match="split"):
+        sets.load(str(folder), "training", 16)

@@ -1,0 +1,109 @@
+"""Training: it learns, averages as it says, keeps the epoch validation likes, and resumes to the same bits."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from ffjax import checkpoint, train
+from ffjax.data.augment import Augment
+from ffjax.data.batches import batch_at
+from ffjax.engine import Compute
+from ffjax.evaluate import margins
+from ffjax.train import TrainConfig
+from ffjax.types import ImageSet
+from tests.toys import SIZE, TOY
+
+COMPUTE = Compute(chunk=3, batch=8)
+PLAIN = Augment(flip=0.5, shift=0.0, jpeg=0.0, light=0.0)
+
+
+def reddish(count: int = 64) -> ImageSet:
+    """Fakes are redder than reals, under noise."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(count, dtype=np.int32) % 2
+    pixels = rng.integers(60, 160, (count, SIZE, SIZE, 3))
+    pixels[..., 0] += 60 * labels[:, None, None]
+    return ImageSet(pixels.astype(np.uint8), labels, np.arange(count, dtype=np.int32), tuple(map(str, range(count))))
+
+
+def trained(folder, config=None, validate=None, watch=lambda *told: None):
+    config = config or TrainConfig(epochs=4, batch=16, rate=1e-2, augment=PLAIN)
+    shots = checkpoint.snapshots(folder)
+    found = train.fit(TOY, reddish(), config, COMPUTE, validate or accuracy, shots, watch)
+    shots.close()
+    return found
+
+
+def accuracy(variables) -> float:
+    data = reddish()
+    said = margins(jax.tree_util.Partial(TOY.apply, variables), data.images, COMPUTE)
+    return float(np.mean((said > 0) == (data.labels == 1)))
+
+
+def test_fit_learns_an_easy_task(tmp_path):
+    variables, score = trained(tmp_path, TrainConfig(epochs=20, batch=16, rate=3e-2, augment=PLAIN))
+    assert score == accuracy(variables) > 0.95
+    first = TOY.init(jax.random.split(jax.random.key(0))[0])
+    assert accuracy(first) < 0.8
+
+
+def test_killed_in_any_epoch_it_resumes_to_the_same_bits(tmp_path):
+    whole, _ = trained(tmp_path / "whole")
+
+    class Killed(Exception):
+        pass
+
+    for limit in (2, 5, 9, 14):
+
+        def watch(done, infos, score, limit=limit):
+            if done >= limit:
+                raise Killed
+
+        with pytest.raises(Killed):
+            trained(tmp_path / "cut", watch=watch)
+    again, _ = trained(tmp_path / "cut")
+    jax.tree.map(np.testing.assert_array_equal, again, whole)
+
+
+def test_the_epoch_that_validation_scores_highest_is_returned(tmp_path):
+    seen = []
+
+    def second_is_best(variables) -> float:
+        seen.append(jax.tree.map(np.array, variables))
+        return [0.1, 0.9, 0.5, 0.2][len(seen) - 1]
+
+    variables, score = trained(tmp_path, validate=second_is_best)
+    assert score == pytest.approx(0.9)
+    jax.tree.map(np.testing.assert_array_equal, variables, seen[1])
+
+
+def test_the_average_follows_its_equation():
+    step = train.make_step(train.cross_entropy(TOY), optax.sgd(0.1), average=0.5)
+    state = train._start(TOY, optax.sgd(0.1), jax.random.key(0))
+    batch = batch_at(reddish(), 16, 0, 0)
+    expected = jax.tree.map(np.asarray, state.average)
+    for i in range(12):
+        state, _ = step(jnp.int32(i), state, batch, jax.random.key(1))
+        decay = min(0.5, i / (i + 9))
+        expected = jax.tree.map(lambda a, w, d=decay: d * a + (1 - d) * np.asarray(w), expected, state.variables)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), state.average, expected)
+
+
+def test_the_step_is_the_gradient_of_the_mean_cross_entropy():
+    step = train.make_step(train.cross_entropy(TOY), optax.sgd(0.25))
+    state = train._start(TOY, optax.sgd(0.25), jax.random.key(0))
+    batch = batch_at(reddish(), 16, 0, 0)
+
+    def loss(params):
+        logp = jax.nn.log_softmax(TOY.apply({"params": params}, batch.images).logits)
+        return -jnp.mean(logp[jnp.arange(16), batch.labels])
+
+    before = state.variables["params"]
+    after, info = step(jnp.int32(0), state, batch, jax.random.key(1))
+    assert float(info.loss) == pytest.approx(float(loss(before)), rel=1e-5)
+    expected = jax.tree.map(lambda p, g: p - 0.25 * g, before, jax.grad(loss)(before))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), after.variables["params"], expected
+    )
