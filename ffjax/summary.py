@@ -70,7 +70,9 @@ def _claim(test: Labelled, scores: dict[str, np.ndarray], members: dict[str, lis
     among = test.labels == label
     counts = {"n": int(among.sum()), "groups": len(np.unique(test.groups[among]))}
     if not among.any():
-        return dict.fromkeys([kind for kind in members if members[kind]]) | counts | {"margin": None, "held": False}
+        unknown = {"median": None, "low": None, "high": None}
+        found = {kind: unknown | {"patterns": len(names)} for kind, names in members.items() if names}
+        return found | counts | {"margin": [None, None, None], "held": False}
     weights = np.insert(cluster_weights(test.groups[among], RESAMPLES, 0), 0, 1.0, axis=1)
     rates = {
         kind: np.stack([_wrong(scores[name][among], label) for name in names]) @ weights / weights.sum(axis=0)

@@ -110,6 +110,7 @@ def test_silent_layers_give_finite_values_and_gradients(statistic, aggregation):
         np.testing.assert_array_equal(grads[0], 0.0)  # nothing fires, so nothing says which way to push
 
 
+@pytest.mark.slow
 def test_gradients_are_finite_differences_in_float64():
     """Of every pair at once, through the toy network. frac_active holds its knee constant in the gradient, so its
     differences are taken of the function with the knee frozen."""

@@ -109,7 +109,8 @@ def test_a_set_of_one_class_says_nothing_of_the_other_direction(label):
     there, missing = ("real_called_fake", "fake_called_real")[:: 1 if label == 0 else -1]
     assert claim(test, there)["held"] is True
     row = claim(test, missing)
-    assert (row["n"], row["margin"], row["uap"], row["held"]) == (0, None, None, False)
+    assert (row["n"], row["margin"], row["held"]) == (0, [None, None, None], False)
+    assert row["uap"] == {"median": None, "low": None, "high": None, "patterns": 3}
     json.dumps([claims(test, CONDITIONS), cells(test, None, CONDITIONS)], allow_nan=False)
 
 

@@ -176,9 +176,18 @@ def test_an_unknown_layer_is_refused_naming_the_known():
 
 
 def test_no_pattern_is_refused():
-    for empty in ({"seeds": ()}, {"eps": ()}, {"layers": ()}):
-        with pytest.raises(InputError, match="no pattern"):
-            lay_out(config(**empty), [("toy", toys.LAYERS)])
+    for field in ("seeds", "eps", "layers"):
+        with pytest.raises(InputError, match=field):
+            lay_out(config(**{field: ()}), [("toy", toys.LAYERS)])
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("steps", 0), ("check", 0), ("carriers", -1), ("seeds", (1, 1)), ("eps", (-1.0,)), ("seeds", (-1,))],
+)
+def test_values_no_optimisation_can_use_are_refused(field, value):
+    with pytest.raises(InputError, match=r"^uap"):
+        lay_out(config(**{field: value}), [("toy", toys.LAYERS)])
 
 
 def test_the_sign_rule_moves_by_the_rate():
