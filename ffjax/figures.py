@@ -36,7 +36,13 @@ STYLE: dict[Any, Any] = {
     "grid.color": "#e3e6e9",
     "legend.frameon": False,
 }
-VERDICTS = {"held": "#00724f", "held (≤ clean)": "#8a6d00", "not held": INK, "no claim": FAINT}
+VERDICTS = {
+    "held": "#00724f",
+    "held (≤ clean)": "#8a6d00",
+    "beats noise only": "#8a6d00",
+    "not held": INK,
+    "no claim": FAINT,
+}
 """What may be said of a claim (`findings.verdict`), each in its colour."""
 
 

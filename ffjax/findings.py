@@ -43,16 +43,19 @@ def claim(results: dict, detector: str, data: str, group: str, direction: str) -
 
 
 def verdict(results: dict, row: dict) -> str:
-    """held, not held, or no claim where the detector cannot tell clean images apart (balanced accuracy < TRUSTED).
+    """held: it beats noise and the fixed pattern; beats noise only; not held: neither; no claim where the detector
+    cannot tell clean images apart (balanced accuracy < TRUSTED).
 
     "held (≤ clean)": it beats noise and fixed patterns, but clean images are misread no less often.
     """
     accuracy = _clean(results, row["detector"], row["data"])[0]
     if accuracy is None or accuracy < TRUSTED:
         return "no claim"
-    if not row["held"]:
-        return "not held"
-    return "held" if row["uap"]["median"] > row["clean"]["median"] else "held (≤ clean)"
+    more = row["uap"]["median"] is not None and row["uap"]["median"] > row["clean"]["median"]
+    if row["held"]:
+        return "held" if more else "held (≤ clean)"
+    beats_noise = (row["over_noise"][1] or 0) > 0
+    return "beats noise only" if beats_noise and more else "not held"
 
 
 def storages(results: dict) -> list[str]:
@@ -151,8 +154,8 @@ def _direction(results: dict, words: str, row: dict) -> str:
     rates = [f"{percent(row[kind]['median'])} {name}" for kind, name in KINDS.items() if kind in row]
     return (
         f"{words.capitalize()} (of {row['n']}, {row['groups']} identities): {', '.join(rates)} ({spread(row['uap'])} "
-        f"over {row['uap']['patterns']} seeds). Margin over the stronger of noise and fixed: {margin(row['margin'])} "
-        f"points: {verdict(results, row)}."
+        f"over {row['uap']['patterns']} seeds). Margin over noise {margin(row['over_noise'])}, over the fixed pattern "
+        f"{margin(row['over_fixed'])} points: {verdict(results, row)}."
     )
 
 
@@ -192,7 +195,8 @@ def _carried(results: dict, pairs: Sequence[tuple[str, dict]], group: str) -> li
     lines = [f"Detector and set pairs: {len(unseen)}; with the clean balanced accuracy for a claim: {len(fit)}."]
     for j, words in enumerate(DIRECTIONS.values()):
         if fit:
-            lines.append(f"{words.capitalize()}: held in {sum(one[j] == 'held' for one in fit)} of {len(fit)}.")
+            held, beaten = (sum(one[j] == word for one in fit) for word in ("held", "beats noise only"))
+            lines.append(f"{words.capitalize()}: held in {held} of {len(fit)}, and beats noise only in {beaten} more.")
     return lines
 
 

@@ -27,7 +27,13 @@ METRICS = {
 SCREEN = 90
 """Screen pixels for an inch of a figure (150 pixels), so that its letters are as large as those of the page."""
 
-CLASSES = {"held": "held", "held (≤ clean)": "barely", "not held": "failed", "no claim": "unfit"}
+CLASSES = {
+    "held": "held",
+    "held (≤ clean)": "barely",
+    "beats noise only": "barely",
+    "not held": "failed",
+    "no claim": "unfit",
+}
 """What may be said of a claim (`findings.verdict`), as the style sheet calls it."""
 
 
@@ -81,9 +87,10 @@ def _claims(results: dict) -> str:
         words = [f"<td>{_text(row['detector'])}{source}"] + [f"<td>{_text(row[key])}" for key in ("data", "group")]
         words += [f"<td>{DIRECTIONS[row['direction']]}", f"<td class=n>{row['n']}<small>{row['groups']} ids</small>"]
         words += [_ranged(row.get(kind)) for kind in KINDS]
-        words += [f"<td class=n>{_split(findings.margin(row['margin']))}", f'<td class="{CLASSES[said]}">{said}']
+        words += [f"<td class=n>{_split(findings.margin(row[key]))}" for key in ("over_noise", "over_fixed")]
+        words += [f'<td class="{CLASSES[said]}">{said}']
         rows.append(words)
-    return _table((*heads, "margin, points", "claim"), rows)
+    return _table((*heads, "points over noise", "points over fixed", "claim"), rows)
 
 
 def _ranged(found: dict | None) -> str:
@@ -204,8 +211,9 @@ validation images in that direction on the first source.
 <b class="uap">universal perturbation</b>: one pattern added to every image.</li>
 <li>The two directions, fakes called real and reals called fake, are reported apart: a pattern that pushes every image
 to one side wins one and loses the other, and any single number would hide it.</li>
-<li>Margin: median over seeds minus the larger of the noise median and the fixed pattern, with a 95 % bootstrap interval
-over identities, seeds and draws. <b>held</b>: the interval lies above 0. <b>held (≤ clean)</b>: it does, but clean
+<li>Points over noise, over fixed: median over seeds minus the noise median, or minus the fixed pattern, with a 95 %
+bootstrap interval over identities, seeds and draws. <b>held</b>: so it is over the larger of the two, its interval
+above 0. <b>beats noise only</b>: a fixed pattern does as well. <b>held (≤ clean)</b>: both are beaten, but clean
 images are misread no less often. <b>no claim</b>: clean balanced accuracy is below {percent(TRUSTED)}, too low for a
 claim; changes there are verdict shifts. Among many claims some hold by chance (each with 2.5 %).</li>
 <li>Refitted: the threshold chosen anew on validation images under the same condition. If that restores accuracy, the

@@ -13,6 +13,8 @@ DIRECTIONS = {"fake_called_real": 1, "real_called_fake": 0}
 """Which label a direction counts errors among. The two are reported apart: a pattern that pushes everything to one
 side wins one of them and loses the other, and a mean would hide it."""
 
+MARGINS = ("over_noise", "over_fixed", "margin")
+
 
 class Labelled(NamedTuple):
     """One data set's truth and what was said of it. scores: detector -> condition name -> (N,) margins."""
@@ -42,9 +44,10 @@ def claims(test: Labelled, conditions: Sequence[Condition]) -> list[dict]:
     """Is it over-firing, or luck? Per detector, pattern group and direction, all in float:
 
     uap: median and range over pattern seeds of the direction's error rate; noise: the same over sign-noise draws;
-    fixed: the rate of the fixed pattern chosen for this direction on validation images; clean. margin: uap median
-    minus the larger of noise median and fixed, with a 95 % bootstrap interval over identities, pattern seeds and noise
-    draws (each resample draws anew among all three). held: the interval lies above 0. Where the set has no image of
+    fixed: the rate of the fixed pattern chosen for this direction on validation images; clean. over_noise, over_fixed
+    and margin: uap median minus the noise median, minus fixed, and minus the larger of the two, each with a 95 %
+    bootstrap interval over identities, pattern seeds and noise draws (each resample draws anew among all three). held:
+    the interval of margin lies above 0. Where the set has no image of
     the class, margin and rates are None; of fewer than two identities there is no interval; held is then False.
     """
     rows = []
@@ -72,7 +75,7 @@ def _claim(test: Labelled, scores: dict[str, np.ndarray], members: dict[str, lis
     if not among.any():
         unknown = {"median": None, "low": None, "high": None}
         found = {kind: unknown | {"patterns": len(names)} for kind, names in members.items() if names}
-        return found | counts | {"margin": [None, None, None], "held": False}
+        return found | counts | {name: [None, None, None] for name in MARGINS} | {"held": False}
     weights = np.insert(cluster_weights(test.groups[among], RESAMPLES, 0), 0, 1.0, axis=1)
     rates = {
         kind: np.stack([_wrong(scores[name][among], label) for name in names]) @ weights / weights.sum(axis=0)
@@ -80,13 +83,18 @@ def _claim(test: Labelled, scores: dict[str, np.ndarray], members: dict[str, lis
         if names
     }
     medians = {kind: _resampled_median(rate, stream) for stream, (kind, rate) in enumerate(rates.items())}
-    rivals = [medians[kind] for kind in ("noise", "fixed") if kind in medians]
-    margin = medians["uap"] - np.max(rivals, axis=0)
+    rivals = {f"over_{kind}": medians[kind] for kind in ("noise", "fixed") if kind in medians}
+    rivals["margin"] = np.max(list(rivals.values()), axis=0)
+    margins: dict[str, list[float | None]] = {name: [None, None, None] for name in MARGINS}
+    margins |= {name: _margin(medians["uap"] - rival, counts["groups"] > 1) for name, rival in rivals.items()}
     found = {kind: _spread(rate[:, 0]) for kind, rate in rates.items()}
-    if counts["groups"] < 2:
-        return found | counts | {"margin": [float(margin[0]), None, None], "held": False}
-    low, high = np.percentile(margin[1:], (2.5, 97.5))
-    return found | counts | {"margin": [float(margin[0]), float(low), float(high)], "held": bool(low > 0)}
+    return found | counts | margins | {"held": (margins["margin"][1] or 0) > 0}
+
+
+def _margin(values: np.ndarray, several: bool) -> list[float | None]:
+    """(1 + R,) -> value and 95 % interval; no interval where one identity is all there is."""
+    low, high = (float(x) if several else None for x in np.percentile(values[1:], (2.5, 97.5)))
+    return [float(values[0]), low, high]
 
 
 def _resampled_median(rates: np.ndarray, stream: int) -> np.ndarray:

@@ -15,6 +15,7 @@ from ffjax.errors import InputError
 from ffjax.types import ImageSet
 
 UNDEFINED = [None, None, None, 0]
+MARGINS = {"over_noise": [0.321, 0.123, 0.456], "over_fixed": [0.222, 0.111, 0.333], "margin": [0.222, 0.111, 0.333]}
 
 
 def _metrics(rng: np.random.Generator, balanced: float) -> dict[str, list]:
@@ -31,7 +32,8 @@ def _claim(rng: np.random.Generator, detector: str, data: str, group: str, direc
     rates = {"clean": spread(1), "noise": spread(2), "fixed": spread(1), "uap": spread(2)}
     rates["uap"]["median"] = rates["uap"]["high"] = 0.987
     names = {"detector": detector, "data": data, "group": group, "direction": direction}
-    return names | rates | {"n": 5, "groups": 4, "margin": [0.321, 0.123, 0.456], "held": held}
+    beaten = {} if held else {"over_noise": [0.321, -0.123, 0.456]}
+    return names | rates | {"n": 5, "groups": 4, "held": held} | MARGINS | beaten
 
 
 def _results(rng: np.random.Generator, groups: tuple[str, ...], sets: tuple[str, ...], sources: int) -> dict:
@@ -138,7 +140,7 @@ def test_every_number_of_the_claims_is_on_the_page(written: Path):
             s[end] for s in spreads if s["patterns"] > 1 for end in ("low", "high")
         ]
         assert all(f"{100 * value:.1f}" in words for value in wanted)
-        assert all(f"{100 * value:+.1f}" in words for value in row["margin"])
+        assert all(f"{100 * value:+.1f}" in words for key in ("over_noise", "over_fixed") for value in row[key])
         assert f">{row['n']}<" in words and f"{row['groups']} ids" in words
         assert findings.DIRECTIONS[row["direction"]] in words
 
@@ -151,7 +153,18 @@ def test_a_claim_needs_an_accurate_detector_and_an_interval_above_zero(written: 
     assert {said["weak", way] for way in findings.DIRECTIONS} == {"no claim"}
     words = _text(written)
     assert words.count('class="held">') == 2 and words.count('class="unfit">') == 2
-    assert "Fakes called real: held in 1 of 1." in words and "Reals called fake: held in 0 of 1." in words
+    assert "Fakes called real: held in 1 of 1, and beats noise only in 0 more." in words
+    assert "Reals called fake: held in 0 of 1, and beats noise only in 0 more." in words
+
+
+def test_a_pattern_that_only_beats_noise_is_called_so(written: Path):
+    results = json.loads((written / "results.json").read_text())
+    row = next(r for r in results["claims"] if r["detector"] == "strong" and not r["held"])
+    assert findings.verdict(results, row) == "not held"
+    row |= {"over_noise": [0.3, 0.1, 0.4], "clean": {"median": 0.0}}
+    assert findings.verdict(results, row) == "beats noise only"
+    row["uap"]["median"] = 0.0
+    assert findings.verdict(results, row) == "not held"
 
 
 def test_no_more_errors_than_clean_is_never_plainly_held(written: Path):
@@ -184,7 +197,7 @@ def test_several_groups_sets_and_sources_and_undefined_figures(tmp_path: Path):
     nothing = {"median": None, "low": None, "high": None, "patterns": 2}
     for row in results["claims"]:
         if row["detector"] == "strong":
-            row |= {"uap": nothing, "noise": nothing, "margin": [None, None, None], "held": False}
+            row |= {"uap": nothing, "noise": nothing, "held": False} | {key: [None] * 3 for key in MARGINS}
         row.pop("fixed")
     run.write_json(folder / "results.json", results)
     report.write(folder)

@@ -51,7 +51,8 @@ def test_a_pattern_that_flips_every_fake_where_noise_flips_none():
 
 def test_a_fixed_pattern_that_does_as_well_means_not_held():
     row = claim(said(uap=TO_REAL, fixed_g_to_real_float=TO_REAL), "fake_called_real")
-    assert row["margin"] == [0.0, 0.0, 0.0]
+    assert row["margin"] == row["over_fixed"] == [0.0, 0.0, 0.0]
+    assert row["over_noise"] == [1.0, 1.0, 1.0]
     assert row["held"] is False
 
 
