@@ -55,10 +55,11 @@ def main(cfg: Config) -> None:
     console = Console()
     console.print(f"ffjax: training {cfg.arch} on {cfg.data} -> {cfg.out}", highlight=False)
     detector = detectors.build(cfg.arch, cfg.size, cfg.dropout)
-    folder = run.open_run(cfg.out, cfg)
+    run.check(cfg.out, cfg)
     with console.status("loading images"):
         images = sets.load(cfg.data, "train", cfg.size, cfg.images)
         validation = sets.load(cfg.data, "validation", cfg.size)
+    folder = run.open_run(cfg.out, cfg)
 
     def scores(variables: Variables, data: ImageSet) -> dict[str, Estimate]:
         said = margins(jax.tree_util.Partial(detector.apply, variables), data.images, cfg.compute)

@@ -74,8 +74,9 @@ def total(stats: Array, weights: Array) -> Array:
 
 
 def product(stats: Array, weights: Array) -> Array:
-    """prod_l s_l^{w_l}: same maxima as `sum_log`, but step sizes grow with the value itself."""
-    return jnp.exp(sum_log(stats, weights))
+    """(prod_l s_l^{w_l})^{1 / sum_l w_l}, the geometric mean: the maxima of the product, whose own value (10^26 for
+    squared norms of five layers) would leave float32. Unlike `sum_log` its gradient grows with the value."""
+    return jnp.exp(sum_log(stats, weights) / jnp.maximum(jnp.sum(weights, axis=-1), 1.0))
 
 
 AGGREGATIONS: dict[str, Callable[[Array, Array], Array]] = {"sum_log": sum_log, "sum": total, "prod": product}

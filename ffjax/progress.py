@@ -34,25 +34,39 @@ def stage(console: Console, name: str, total: int, unit: str = "steps") -> Itera
     with Progress(*columns, console=console) as bar:
         task = bar.add_task(name, total=total, rate="", note="")
 
+        pace = _pace()
+
         def tell(done: int | None = None, note: str = "") -> None:
             now = int(bar.tasks[task].completed) + 1 if done is None else done
-            rate = now / max(time.monotonic() - begun, 1e-6)
-            bar.update(task, completed=now, note=note, rate=f"{rate:.1f}/s")
+            rate = pace(now)
+            bar.update(task, completed=now, note=note, rate=f"{rate:.1f}/s" if rate else "")
 
         yield tell
 
 
 def _lines(console: Console, name: str, total: int, unit: str, begun: float) -> Tell:
     console.print(f"{name}: 0 of {total} {unit}", highlight=False)
-    last, count = [begun], [0]
+    last, count, pace = [begun], [0], _pace()
 
     def tell(done: int | None = None, note: str = "") -> None:
-        now = time.monotonic()
         count[0] = done = count[0] + 1 if done is None else done
+        rate, now = pace(done), time.monotonic()
         if now - last[0] >= EVERY:
             last[0] = now
-            left = (now - begun) / max(done, 1) * (total - done)
-            rate = done / (now - begun)
-            console.print(f"{name}: {done} of {total} {unit}, {rate:.1f}/s, {left:.0f} s left  {note}", highlight=False)
+            left = f", {rate:.1f}/s, {(total - done) / rate:.0f} s left" if rate else ""
+            console.print(f"{name}: {done} of {total} {unit}{left}  {note}", highlight=False)
 
     return tell
+
+
+def _pace() -> Callable[[int], float]:
+    """done -> units a second since the first call, 0 at first: what an earlier start had done does not count."""
+    first: list[tuple[int, float]] = []
+
+    def pace(done: int) -> float:
+        now = time.monotonic()
+        if not first:
+            first.append((done, now))
+        return (done - first[0][0]) / max(now - first[0][1], 1e-6)
+
+    return pace

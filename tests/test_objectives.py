@@ -34,7 +34,7 @@ def numpy_aggregate(name: str, stats: np.ndarray, weights: np.ndarray) -> np.nda
     return {
         "sum": (weights * stats).sum(axis=1),
         "sum_log": (weights * np.log(stats)).sum(axis=1),
-        "prod": np.prod(stats**weights, axis=1),
+        "prod": np.prod(stats**weights, axis=1) ** (1 / weights.sum(axis=1)),
     }[name]
 
 
@@ -56,7 +56,10 @@ def test_aggregations_closed_forms():
     stats, weights = jnp.array([[2.0, 8.0]]), jnp.array([[1.0, 0.5]])
     np.testing.assert_allclose(AGGREGATIONS["sum"](stats, weights), [6.0])
     np.testing.assert_allclose(AGGREGATIONS["sum_log"](stats, weights), [np.log(2) + 0.5 * np.log(8)], rtol=1e-6)
-    np.testing.assert_allclose(AGGREGATIONS["prod"](stats, weights), [2 * np.sqrt(8)], rtol=1e-6)
+    np.testing.assert_allclose(AGGREGATIONS["prod"](stats, weights), [(2 * np.sqrt(8)) ** (1 / 1.5)], rtol=1e-6)
+    # a layer that is not monitored has no say; squared norms of many layers stay in float32
+    np.testing.assert_allclose(AGGREGATIONS["prod"](stats, jnp.array([[0.0, 1.0]])), [8.0], rtol=1e-6)
+    assert np.isfinite(AGGREGATIONS["prod"](jnp.full((1, 9), 1e9), jnp.ones((1, 9))))
 
 
 @pytest.mark.parametrize(("statistic", "aggregation"), PAIRS)

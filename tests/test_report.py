@@ -140,7 +140,8 @@ def test_every_number_of_the_claims_is_on_the_page(written: Path):
             s[end] for s in spreads if s["patterns"] > 1 for end in ("low", "high")
         ]
         assert all(f"{100 * value:.1f}" in words for value in wanted)
-        assert all(f"{100 * value:+.1f}" in words for key in ("over_noise", "over_fixed") for value in row[key])
+        figures_said = [f"{100 * value:+.1f}" for key in ("over_noise", "over_fixed") for value in row[key]]
+        assert all(figure.replace("-", "−") in words for figure in figures_said)
         assert f">{row['n']}<" in words and f"{row['groups']} ids" in words
         assert findings.DIRECTIONS[row["direction"]] in words
 
