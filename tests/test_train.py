@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from toys import SIZE, TOY
 
 from ffjax import checkpoint, train
 from ffjax.data.augment import Augment
@@ -13,7 +14,6 @@ from ffjax.engine import Compute
 from ffjax.evaluate import margins
 from ffjax.train import TrainConfig
 from ffjax.types import ImageSet
-from tests.toys import SIZE, TOY
 
 COMPUTE = Compute(chunk=3, batch=8)
 PLAIN = Augment(flip=0.5, shift=0.0, jpeg=0.0, light=0.0)

@@ -124,7 +124,7 @@ def broken_weights(ground: Path, path: Path) -> Path:
         ({"--source": "meso5"}, ["meso5", "meso4", "resnet10"]),
         ({"--source": "meso5:x.h5"}, ["meso5", "meso4", "resnet10"]),
         ({"--source": "meso4:{ground}/none.safetensors"}, ["none.safetensors"]),
-        ({"--source": "meso4:{nan}"}, ["nan.safetensors", "finite"]),
+        ({"--source": "meso4:{nan}"}, ["nan.safetensors", "NaN"]),
         ({"--source": "resnet10:{ground}/net0.safetensors"}, ["net0.safetensors", "meso4", "resnet10"]),
         ({"--unseen": "meso4:{ground}/net0.safetensors"}, ["net0", "more than once"]),
         ({"--uap.layers": "conv9"}, ["conv9", "conv1", "conv4"]),

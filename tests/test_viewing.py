@@ -3,12 +3,12 @@
 import csv
 
 import numpy as np
+import toys
 from PIL import Image
 
 from ffjax import viewing
 from ffjax.data.codecs import to_float, to_uint8
 from ffjax.run import Run
-from tests import toys
 
 
 def test_every_picture_is_there_twice_under_a_number_and_the_key_fits(tmp_path):
