@@ -58,7 +58,8 @@ def main(cfg: Config) -> None:
 
     def bare() -> None:
         for _ in range(cfg.steps):
-            jax.block_until_ready(floor(rows, forward, layout.weights[0]))
+            last = floor(rows, forward, layout.weights[0])
+        jax.block_until_ready(last)
 
     def driven(execution: str) -> Callable[[], None]:
         compute = engine.Compute(execution=execution, chunk=cfg.steps)  # type: ignore[arg-type]

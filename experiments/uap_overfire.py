@@ -77,7 +77,7 @@ def main(cfg: Config) -> None:
     study.save_patterns(folder, patterns, deltas, best)
 
     with stage(console, "fixed patterns", study.fixed_count(patterns), "patterns") as tell:
-        fixed = study.fixed_conditions(folder, cfg.uap, patterns, sources[0], held, cfg.compute, tell)
+        fixed = study.fixed_conditions(folder, cfg.uap, patterns, sources, held, cfg.compute, tell)
     rows = uap.conditions(cfg.uap, patterns, deltas, best, cfg.noises, cfg.stored) + fixed
     refit = study.refitted(rows, patterns, best)
     with stage(console, "scores", (len(rows) + len(refit)) * len(tests), "conditions") as tell:

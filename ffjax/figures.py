@@ -38,7 +38,6 @@ STYLE: dict[Any, Any] = {
 }
 VERDICTS = {
     "held": "#00724f",
-    "held (≤ clean)": "#8a6d00",
     "beats noise only": "#8a6d00",
     "not held": INK,
     "no claim": FAINT,

@@ -43,19 +43,15 @@ def claim(results: dict, detector: str, data: str, group: str, direction: str) -
 
 
 def verdict(results: dict, row: dict) -> str:
-    """held: it beats noise and the fixed pattern; beats noise only; not held: neither; no claim where the detector
-    cannot tell clean images apart (balanced accuracy < TRUSTED).
-
-    "held (≤ clean)": it beats noise and fixed patterns, but clean images are misread no less often.
-    """
+    """held: it beats clean, noise and the best fixed pattern; beats noise only: clean and noise, and is not shown to
+    beat the fixed pattern; not held; no claim: the detector cannot tell clean images apart (below TRUSTED)."""
     accuracy = _clean(results, row["detector"], row["data"])[0]
     if accuracy is None or accuracy < TRUSTED:
         return "no claim"
-    more = row["uap"]["median"] is not None and row["uap"]["median"] > row["clean"]["median"]
     if row["held"]:
-        return "held" if more else "held (≤ clean)"
-    beats_noise = (row["over_noise"][1] or 0) > 0
-    return "beats noise only" if beats_noise and more else "not held"
+        return "held"
+    beaten = all((row[key][1] or 0) > 0 for key in ("over_clean", "over_noise"))
+    return "beats noise only" if beaten else "not held"
 
 
 def storages(results: dict) -> list[str]:

@@ -91,7 +91,7 @@ def fixed_conditions(
     folder: Run,
     config: UapConfig,
     patterns: Patterns,
-    source: Source,
+    sources: Sequence[Source],
     validation: ImageSet,
     compute: Compute,
     tell: Tell,
@@ -103,7 +103,7 @@ def fixed_conditions(
     for g, group in enumerate(dict.fromkeys(patterns.groups)):
         names, bank = fixed.bank(shape, float(patterns.eps[patterns.groups.index(group)]), config.norm)
         if group not in picked:
-            found = uap.pick_fixed(bank, source, validation, compute, lambda n, g=g: tell(g * fixed.COUNT + n))
+            found = uap.pick_fixed(bank, sources, validation, compute, lambda n, g=g: tell(g * fixed.COUNT + n))
             picked[group] = {way: names[k] for way, k in found.items()}
             run.write_json(path, picked)
         for way, name in picked[group].items():
@@ -171,7 +171,7 @@ def results(
         "fixed": json.loads((folder / "fixed.json").read_text()),
         "cells": [row for name in tests for row in summary.cells(tables[name], held[name], rows)],
         "claims": [row for name in tests for row in summary.claims(tables[name], rows)],
-        "quality": [_quality(name, data, c) for name, data in tests.items() for c in _stored(rows)],
+        "quality": [_quality(name, data, c) for name, data in tests.items() for c in _stored(rows, refit)],
         "activations": [_activation(source, first, c, compute) for source in sources for c in seen],
         "environment": environment() | {"seconds_this_start": round(time.monotonic() - began, 1)},
     }
@@ -206,18 +206,14 @@ def _counts(name: str, data: ImageSet) -> dict:
     return {"name": name, "size": data.images.shape[1]} | counts
 
 
-def _stored(rows: Sequence[Condition]) -> list[Condition]:
-    """Those whose picture quality is measured: the ones that go through every storage."""
-    through = {(c.kind, c.group) for c in rows if c.storage != "float"}
-    firsts = {}
-    for c in rows:
-        if (c.kind, c.group) in through:
-            firsts.setdefault((c.kind, c.group, c.storage), c)
-    return list(firsts.values())
+def _stored(rows: Sequence[Condition], refit: Sequence[Condition]) -> list[Condition]:
+    """Those whose picture quality is measured: clean, the first noise and the chosen patterns, however stored."""
+    shown = {condition.name for condition in refit}
+    return [c for c in rows if c.storage != "float" or c.name in shown]
 
 
 def _quality(name: str, data: ImageSet, condition: Condition, most: int = 40) -> dict:
-    """Median PSNR (dB) and SSIM over the first `most` images, against the images as they were."""
+    """Median PSNR (dB) and SSIM over `most` images spread over the set, against the images as they were."""
     rows = np.linspace(0, len(data.labels) - 1, min(most, len(data.labels))).astype(int)
     clean, seen = to_float(data.images[rows]), evaluate.shown(data.images[rows], condition)
     decibels = float(np.median(psnr(clean, seen)))

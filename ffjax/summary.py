@@ -13,7 +13,7 @@ DIRECTIONS = {"fake_called_real": 1, "real_called_fake": 0}
 """Which label a direction counts errors among. The two are reported apart: a pattern that pushes everything to one
 side wins one of them and loses the other, and a mean would hide it."""
 
-MARGINS = ("over_noise", "over_fixed", "margin")
+MARGINS = ("over_clean", "over_noise", "over_fixed", "margin")
 
 
 class Labelled(NamedTuple):
@@ -44,11 +44,12 @@ def claims(test: Labelled, conditions: Sequence[Condition]) -> list[dict]:
     """Is it over-firing, or luck? Per detector, pattern group and direction, all in float:
 
     uap: median and range over pattern seeds of the direction's error rate; noise: the same over sign-noise draws;
-    fixed: the rate of the fixed pattern chosen for this direction on validation images; clean. over_noise, over_fixed
-    and margin: uap median minus the noise median, minus fixed, and minus the larger of the two, each with a 95 %
-    bootstrap interval over identities, pattern seeds and noise draws (each resample draws anew among all three). held:
-    the interval of margin lies above 0. Where the set has no image of
-    the class, margin and rates are None; of fewer than two identities there is no interval; held is then False.
+    fixed: the rate of the fixed pattern chosen for this direction on validation images; clean: the rate without any.
+    over_clean, over_noise, over_fixed and margin: uap median minus clean, the noise median, fixed, and the largest of
+    the three, each with a 95 % bootstrap interval over identities, pattern seeds and noise draws (each resample draws
+    anew among all three, the same images for every kind). held: the interval of margin lies above 0. Where the set has
+    no image of the class, margins and rates are None; of fewer than two identities there is no interval; held is then
+    False.
     """
     rows = []
     for detector, scores in test.scores.items():
@@ -83,7 +84,7 @@ def _claim(test: Labelled, scores: dict[str, np.ndarray], members: dict[str, lis
         if names
     }
     medians = {kind: _resampled_median(rate, stream) for stream, (kind, rate) in enumerate(rates.items())}
-    rivals = {f"over_{kind}": medians[kind] for kind in ("noise", "fixed") if kind in medians}
+    rivals = {f"over_{kind}": medians[kind] for kind in ("clean", "noise", "fixed") if kind in medians}
     rivals["margin"] = np.max(list(rivals.values()), axis=0)
     margins: dict[str, list[float | None]] = {name: [None, None, None] for name in MARGINS}
     margins |= {name: _margin(medians["uap"] - rival, counts["groups"] > 1) for name, rival in rivals.items()}

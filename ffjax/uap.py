@@ -85,9 +85,7 @@ def conditions(
     config: UapConfig, patterns: Patterns, deltas: np.ndarray, scores: np.ndarray, noises: int, stored: Sequence[str]
 ) -> list[Condition]:
     """What each image set is shown as: clean, sign noise and every pattern in float; and clean, the first noise and
-    each group's chosen pattern through every storage in `stored`. Raises InputError without at least one noise."""
-    if noises < 1:
-        raise InputError("noises: at least one draw of sign noise is needed to compare with")
+    each group's chosen pattern through every storage in `stored`."""
     shape = deltas.shape[1:]
     rows = [Condition(f"clean-{s}", "clean", "", None, s) for s in ("float", *stored)]
     for k in chosen(patterns, scores):
@@ -103,20 +101,21 @@ def conditions(
 
 
 def pick_fixed(
-    bank: Array, source: Source, validation: ImageSet, compute: Compute, tell: Callable[[int], None]
+    bank: Array, sources: Sequence[Source], validation: ImageSet, compute: Compute, tell: Callable[[int], None]
 ) -> dict[str, int]:
-    """Direction (to-real, to-fake) -> the pattern of bank (K, H, W, 3) that turns most validation images that way.
+    """Direction (to-real, to-fake) -> the pattern of bank (K, H, W, 3) with the highest error rate that way, fakes
+    called real or reals called fake, averaged over the sources, on validation images.
 
     tell(patterns tried).
     """
-    images = validation.images
-    fake = margins(source.forward, images, compute) > 0
-    turned = np.empty((len(bank), 2))
+    fake = validation.labels == 1
+    rates = np.zeros((len(bank), 2))
     for j, pattern in enumerate(np.asarray(bank)):
-        now = margins(source.forward, images, compute, pattern) > 0
-        turned[j] = np.sum(fake & ~now), np.sum(~fake & now)
+        for source in sources:
+            says = margins(source.forward, validation.images, compute, pattern) > 0
+            rates[j] += np.mean(~says[fake]), np.mean(says[~fake])
         tell(j + 1)
-    return {way: int(best) for way, best in zip(("to-real", "to-fake"), np.argmax(turned, axis=0), strict=True)}
+    return {way: int(best) for way, best in zip(("to-real", "to-fake"), np.argmax(rates, axis=0), strict=True)}
 
 
 def _noise_key(draw: int) -> Array:

@@ -157,3 +157,11 @@ def test_claims_are_a_function_of_their_arguments():
     half = np.where((LABELS == 1) & (GROUPS % 2 == 0), -1.0, RIGHT)
     assert claims(said(uap=half), CONDITIONS) == claims(said(uap=half), CONDITIONS)
     assert summary.RESAMPLES >= 1000
+
+
+def test_more_errors_than_noise_and_fixed_but_not_than_clean_are_not_held():
+    """Noise that happens to repair the verdicts must not make a pattern without effect look like one."""
+    wrong = np.where(LABELS == 1, -1.0, RIGHT)
+    row = claim(said(clean=wrong, uap=wrong), "fake_called_real")
+    assert row["over_noise"][1] > 0 and row["over_clean"] == [0.0, 0.0, 0.0]
+    assert row["held"] is False

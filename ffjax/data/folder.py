@@ -3,7 +3,7 @@
 import csv
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -34,21 +34,29 @@ class _Item(NamedTuple):
     mask: Path | None
 
 
-def load_folder(path: Path, size: int, limit: int | None = None, seed: int = 0, split: str | None = None) -> ImageSet:
+def load_folder(
+    path: Path,
+    size: int,
+    limit: int | None = None,
+    seed: int = 0,
+    split: str | tuple[str, ...] | None = None,
+    keep: Callable[[str], bool] = lambda group: True,
+) -> ImageSet:
     """Read labelled images as (N, size, size, 3) uint8, sorted by label and then name.
 
     path is one of
     (a) a folder with real/ and fake/, searched recursively. If it has mask/, every fake needs a mask there under the
         same relative name, whatever the suffix. Each file is its own group.
     (b) a CSV file, or a folder with labels.csv (which goes before (a)): columns file, label (0, 1, real, fake) and
-        optionally split, group, mask; files relative to the CSV. `split` keeps the rows of that split. Rows with equal
-        group are one group; without a group a row is its own.
+        optionally split, group, mask; files relative to the CSV. `split` keeps the rows of that split, or of those
+        splits. Rows with equal group are one group; without a group a row is its own.
 
     Files that are not images by suffix (SUFFIXES), and hidden files, are passed over in (a). Each image is cropped to
     its central square and, unless that is `size` already, resized with Pillow's antialiased Lanczos filter; an image
     of the right size keeps its decoded bytes. Pixel formats: see `codecs.decode`. masks, if any: (N, size, size) uint8
     in {0, 255}, forged where the mask file is at least half bright (or 1 in a file of zeros and ones); all 0 for real.
 
+    keep: only groups (by their text; a file that is its own group goes by its name) for which it is true are read.
     limit: at most so many per class, a choice without replacement that depends on seed and that class's names only.
 
     Raises InputError, one line that names the file and the fault, on whatever cannot be used: a missing, damaged, huge
@@ -58,7 +66,9 @@ def load_folder(path: Path, size: int, limit: int | None = None, seed: int = 0, 
     path = Path(path)
     if size < 1 or (limit is not None and limit < 1):
         raise InputError(f"size and limit must be at least 1: {size}, {limit}")
-    items = _limited(sorted(_items(path, split), key=lambda item: (item.label, item.name)), limit, seed)
+    wanted = (split,) if isinstance(split, str) else split
+    found = [item for item in _items(path, wanted) if keep(item.group)]
+    items = _limited(sorted(found, key=lambda item: (item.label, item.name)), limit, seed)
     _refuse_one_class(path, items)
     with_masks = any(item.mask for item in items)
     images, masks = _read_all(items, size, with_masks)
@@ -81,7 +91,7 @@ def splits(path: Path) -> tuple[str, ...]:
     return tuple(sorted({row["split"] for _, row in rows})) if "split" in columns else ()
 
 
-def _items(path: Path, split: str | None) -> list[_Item]:
+def _items(path: Path, split: tuple[str, ...] | None) -> list[_Item]:
     """Find out which of the layouts it is, and list it."""
     if not path.exists():
         raise InputError(f"{path}: no such file or folder")
@@ -90,7 +100,7 @@ def _items(path: Path, split: str | None) -> list[_Item]:
     if (path / "labels.csv").is_file():
         return _from_csv(path / "labels.csv", split)
     if split is not None:
-        raise InputError(f"{path}: split {split!r} needs a labels.csv with a split column")
+        raise InputError(f"{path}: split {' or '.join(map(repr, split))} needs a labels.csv with a split column")
     if not any((path / name).is_dir() for name in CLASSES):
         raise InputError(f"{path}: holds neither real/ and fake/ folders nor labels.csv")
     return _from_folders(path)
@@ -123,16 +133,16 @@ def _stem(file: Path, root: Path) -> str:
     return file.relative_to(root).with_suffix("").as_posix()
 
 
-def _from_csv(path: Path, split: str | None) -> list[_Item]:
+def _from_csv(path: Path, split: tuple[str, ...] | None) -> list[_Item]:
     columns, rows = _csv_rows(path)
     for needed in ("file", "label") if split is None else ("file", "label", "split"):
         if needed not in columns:
             raise InputError(f"{path}: no column {needed!r} (it has {', '.join(columns) or 'none'})")
     if split is not None:
-        kept = [(line, row) for line, row in rows if row["split"] == split]
+        kept = [(line, row) for line, row in rows if row["split"] in split]
         if not kept:
             found = ", ".join(sorted({row["split"] for _, row in rows})) or "no rows"
-            raise InputError(f"{path}: no rows with split {split!r} (it has {found})")
+            raise InputError(f"{path}: no rows with split {' or '.join(map(repr, split))} (it has {found})")
         rows = kept
     items = [_csv_item(path, line, row) for line, row in rows]
     _refuse_repeats(path, [line for line, _ in rows], items)

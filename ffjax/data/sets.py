@@ -13,16 +13,17 @@ from ffjax.types import ImageSet
 
 EMBEDDED = ("a", "b")
 SPLITS = ("train", "validation", "test")
-ALIASES = {"val": "validation", "valid": "validation", "dev": "validation"}
+ALIASES = {"training": "train", "val": "validation", "valid": "validation", "dev": "validation", "testing": "test"}
 
 
 def load(spec: str, split: str, size: int, limit: int | None = None) -> ImageSet:
     """The images of `spec` as (N, size, size, 3), at most `limit` of each class, chosen once and for all.
 
     spec: `a` or `b`, the embedded domains; else the path of a folder or CSV (data.folder). A split column is followed
-    (val, valid and dev mean validation). Where no validation split is marked, a third of the groups that are for
-    training (or, with no split column, of all) becomes it, by a hash of their names that no other image changes.
-    Raises InputError as `load_folder` does, and for a train split that is not marked.
+    (in any case; val, valid and dev mean validation). Where it marks no validation split, a third of the groups of
+    train (or of all there is, where no train split is marked either) becomes it, by a hash of their names that no other
+    image changes; train and test never share an image with it. Raises InputError as `load_folder` does, for a split
+    name that is none of these, and for a train split that is not marked.
     """
     if split not in SPLITS:
         raise InputError(f"split {split}: unknown; known: {', '.join(SPLITS)}")
@@ -31,13 +32,35 @@ def load(spec: str, split: str, size: int, limit: int | None = None) -> ImageSet
     if spec in EMBEDDED:
         return _limited(_resized(forged_faces.load(spec, split), size), limit)
     path = Path(spec)
-    marked = {ALIASES.get(name, name): name for name in folder.splits(path)}
-    if split == "train" and "train" not in marked:
+    marked = _marked(path)
+    if split == "train" and not marked["train"]:
         raise InputError(f"{path}: no image is marked for training (no split column with train)")
-    if "validation" in marked or (split == "test" and "test" in marked):
-        return folder.load_folder(path, size, limit, split=marked.get(split, split))
-    pool = folder.load_folder(path, size, split="train" if "train" in marked else None)
-    return _limited(_taken(pool, _held_out(pool) == (split == "validation")), limit)
+    if marked["validation"] or (split == "test" and marked["train"]):
+        return folder.load_folder(path, size, limit, split=marked[split] or (split,))
+    pool = marked["train"] or marked["test"] or None
+    validation = split == "validation"
+    try:
+        return folder.load_folder(path, size, limit, split=pool, keep=lambda group: held_out(group) == validation)
+    except InputError as error:
+        part = "the third of the groups, by a hash of their names, that is validation" if validation else "what is left"
+        raise InputError(f"{error} ({split} is {part}; a split column in labels.csv would say otherwise)") from None
+
+
+def held_out(group: str) -> bool:
+    """Whether a group of an unmarked pool belongs to validation: so does a third, by the hash of its name alone."""
+    return zlib.crc32(group.encode()) % 3 == 0
+
+
+def _marked(path: Path) -> dict[str, tuple[str, ...]]:
+    """Split -> the names the split column of `path` has for it. InputError for a name that is none."""
+    marked: dict[str, tuple[str, ...]] = {split: () for split in SPLITS}
+    for name in folder.splits(path):
+        split = ALIASES.get(name.lower(), name.lower())
+        if split not in marked:
+            known = ", ".join((*SPLITS, *ALIASES))
+            raise InputError(f"{path}: split {name!r} in its split column is unknown; known: {known}")
+        marked[split] += (name,)
+    return marked
 
 
 def load_all(specs: Sequence[str], split: str, size: int, limit: int | None = None) -> dict[str, ImageSet]:
@@ -49,14 +72,13 @@ def load_all(specs: Sequence[str], split: str, size: int, limit: int | None = No
 
 
 def short_name(spec: str) -> str:
-    """What tables and file names call a data set."""
-    return spec if spec in EMBEDDED else Path(spec).stem
-
-
-def _held_out(data: ImageSet) -> np.ndarray:
-    """(N,) bool: a third of the groups, by the hash of each group's first name, which no other image changes."""
-    first = {group: name for group, name in zip(data.groups[::-1], data.names[::-1], strict=True)}
-    return np.array([zlib.crc32(first[group].encode()) % 3 == 0 for group in data.groups])
+    """What tables and file names call a data set: a, b, the folder's name, or the CSV's (labels.csv: its folder's)."""
+    if spec in EMBEDDED:
+        return spec
+    path = Path(spec).resolve()
+    if path.is_dir():
+        return path.name
+    return path.parent.name if path.name == "labels.csv" else path.stem
 
 
 def _limited(data: ImageSet, limit: int | None) -> ImageSet:

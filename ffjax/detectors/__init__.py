@@ -1,5 +1,6 @@
 """Networks by name and weights by a short spec: the only part of ffjax that knows Flax."""
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,6 +36,7 @@ class Loaded(NamedTuple):
     meta: dict[str, Any]
 
 
+@functools.lru_cache(maxsize=32)  # the same functions each time, so that two sets of weights share a compilation
 def build(arch: str, size: int, dropout: float | None = None) -> Detector:
     """The detector of that name for size x size images. InputError: no such name, or a size it refuses.
 

@@ -1,7 +1,7 @@
 """Patterns nobody optimised, of the same bound: what a universal perturbation must beat to have learnt anything.
 
-Random signs say how much any noise of that size does; constants and Fourier signs are the strongest simple patterns
-known (Yin et al., NeurIPS 2019 use the Fourier basis to probe detectors), chosen on validation images.
+Random signs say how much any noise of that size does; constants and Fourier signs probe one frequency at a time (after
+the Fourier heat maps of Yin et al., NeurIPS 2019), and the strongest of them on validation images is the rival to beat.
 """
 
 import itertools
@@ -27,8 +27,8 @@ def sign_noise(key: Array, shape: tuple[int, int, int], eps: float, norm: str = 
 
 def bank(shape: tuple[int, int, int], eps: float, norm: str = "linf") -> tuple[tuple[str, ...], Array]:
     """Names and (K, H, W, 3) patterns: every sign combination of a constant per channel (8, grey and colours), and the
-    sign of a cosine and of a sine at each of FREQUENCIES, each once in grey and once with red and blue opposed,
-    both ways round: COUNT = 152."""
+    sign of a cosine and of a sine at each of FREQUENCIES, each once in grey and once with blue opposed to red and
+    green, both ways round: COUNT = 152."""
     height, width, _ = shape
     names, patterns = [], []
     for signs in itertools.product((1.0, -1.0), repeat=3):
@@ -36,8 +36,8 @@ def bank(shape: tuple[int, int, int], eps: float, norm: str = "linf") -> tuple[t
         patterns.append(np.broadcast_to(signs, shape))
     y, x = np.mgrid[0:height, 0:width]
     for (u, v), phase, colour, sign in itertools.product(FREQUENCIES, ("cos", "sin"), ("grey", "opposed"), (1.0, -1.0)):
-        # half a pixel off the grid: no sample falls on a zero of the wave, so every sign is +-1
-        angle = 2 * np.pi * (u * (y + 0.5) / height + v * (x + 0.5) / width)
+        # off the grid by unlike fractions: no sample falls on a zero of a wave, where rounding would choose the sign
+        angle = 2 * np.pi * (u * (y + 0.3) / height + v * (x + 0.4) / width)
         wave = np.where((np.cos(angle) if phase == "cos" else np.sin(angle)) >= 0, sign, -sign)
         names.append(f"fourier{u},{v}{phase}-{colour}{'+' if sign > 0 else '-'}")
         patterns.append(wave[..., None] * np.array((1.0, 1.0, 1.0) if colour == "grey" else (1.0, 1.0, -1.0)))

@@ -43,11 +43,12 @@ class UapConfig:
     rate: float = 1.0
     """Step size in 1/255 (1 for some hundred steps; GD-UAP takes 0.1 for some ten thousand)."""
     steps: int = 300
-    """Most steps (300: the objective has levelled off on all shipped detectors; GD-UAP allows 40,000)."""
+    """Most steps (300: where the objective on Meso-4 has levelled off; GD-UAP allows 40,000)."""
     score: Literal["objective", "fooling"] = "objective"
     """What selection and stopping see: the objective, or changed verdicts on a bank of images (objective: no image)."""
     bank: Literal["noise", "data"] = "noise"
-    """The bank: generated noise, or validation images, which makes the mode one that has seen data (noise: no data)."""
+    """The bank: generated noise (for the objective in no_data mode the blank carrier), or validation images, which
+    makes the mode one that has seen data (noise: no data)."""
     check: int = 20
     """Steps between two scores (20: fifteen scores in a default run; GD-UAP 400 of 40,000)."""
     patience: int = 10
@@ -77,7 +78,7 @@ def over_firing(config: UapConfig) -> Universal:
     """
     objective = over_fire(config.statistic, config.aggregation)
     ball = balls.BALLS[config.norm]
-    rule = _rule(config)
+    rule, alone = _rule(config), config.mode == "no_data"
 
     def project(delta: Array, eps: Array) -> Array:
         return jax.vmap(lambda d, e: ball(e).project(d))(delta, eps)
@@ -89,14 +90,15 @@ def over_firing(config: UapConfig) -> Universal:
         # a copy of delta: the engine donates the state, and one buffer cannot be given away twice
         return UapState(delta, jax.vmap(rule.init)(delta), delta + 0.0, never, zeros, jnp.zeros(s, int), zeros > 0)
 
-    def fed(carriers: Array, delta: Array) -> Array:
-        """(B, S, H, W, 3): each pattern on each carrier. Carriers lead, so a batch sharded over devices stays so."""
-        both = carriers[:, None] + delta[None]
-        return both if config.mode == "no_data" else jnp.clip(both, 0.0, 1.0)
+    def firing(
+        delta: Array, carriers: Array, weights: Sequence[Array], forwards: Sequence[Forward], alone: bool
+    ) -> Array:
+        """(S,) mean over sources and carriers of the objective. alone: fed as it is, where an image would be clipped.
 
-    def firing(delta: Array, carriers: Array, weights: Sequence[Array], forwards: Sequence[Forward]) -> Array:
-        """(S,) mean over sources and carriers of the objective."""
-        shown = fed(carriers, delta)
+        Carriers lead, (B, S, H, W, 3), so that a batch sharded over devices stays so.
+        """
+        both = carriers[:, None] + delta[None]
+        shown = both if alone else jnp.clip(both, 0.0, 1.0)
         b, s = shown.shape[:2]
         rows = shown.reshape(b * s, *shown.shape[2:])
         each = [objective(f(rows), jnp.tile(w, (b, 1))).reshape(b, s) for f, w in zip(forwards, weights, strict=True)]
@@ -104,11 +106,11 @@ def over_firing(config: UapConfig) -> Universal:
 
     def score(delta: Array, bank: Array, weights: Sequence[Array], forwards: Sequence[Forward]) -> Array:
         if config.score == "objective":
-            return firing(delta, bank, weights, forwards)
+            return firing(delta, bank, weights, forwards, alone and config.bank == "noise")
         return jnp.stack([fooling(delta, bank, forward) for forward in forwards]).mean(axis=0)
 
     def step(i, state, carriers, eps, weights, forwards, bank):
-        grads, values = jax.grad(_summed(firing), has_aux=True)(state.delta, carriers, weights, forwards)
+        grads, values = jax.grad(_summed(firing), has_aux=True)(state.delta, carriers, weights, forwards, alone)
         updates, optimiser = jax.vmap(rule.update)(grads, state.optimiser)
         moved = project(state.delta + updates, eps)
         saturation = jax.vmap(lambda d, e: ball(e).at_bound(d))(moved, eps)

@@ -55,9 +55,9 @@ def test_without_a_marked_validation_split_part_of_training_becomes_it(folder):
 
 
 def test_a_group_is_never_cut(folder):
-    rows = [f"{label}/{i}.png,{label},g{i // 5}" for label in ("real", "fake") for i in range(30)]
+    rows = [f"{label}/{i}.png,{label},g{i // 2}" for label in ("real", "fake") for i in range(30)]
     (folder / "labels.csv").write_text("\n".join(["file,label,group", *rows]))
-    groups = [{int(n.split("/")[1][:-4]) // 5 for n in names(folder, split)} for split in ("validation", "test")]
+    groups = [{int(n.split("/")[1][:-4]) // 2 for n in names(folder, split)} for split in ("validation", "test")]
     assert not groups[0] & groups[1]
 
 
@@ -74,3 +74,37 @@ def test_two_sets_of_one_name_and_no_set_are_refused(folder):
             sets.load_all(specs, "test", 16)
     with pytest.raises(InputError, match="split"):
         sets.load(str(folder), "training", 16)
+
+
+def test_a_set_marked_only_as_test_lends_validation_images_that_leave_test(folder):
+    write_csv(folder, lambda i: "Test")
+    validation, test = names(folder, "validation"), names(folder, "test")
+    assert validation and not validation & test and len(validation | test) == 60
+
+
+def test_split_names_in_any_case_and_several_for_one_are_followed(folder):
+    write_csv(folder, lambda i: ("Train", "val", "VALID", "TEST")[i % 4])
+    found = {split: {int(n.split("/")[1][:-4]) % 4 for n in names(folder, split)} for split in sets.SPLITS}
+    assert found == {"train": {0}, "validation": {1, 2}, "test": {3}}
+
+
+def test_an_unknown_split_name_is_refused(folder):
+    write_csv(folder, lambda i: ("train", "hold-out")[i % 2])
+    with pytest.raises(InputError, match="hold-out"):
+        names(folder, "test")
+
+
+def test_a_part_without_images_says_how_the_parts_are_made(folder):
+    rows = [f"{label}/{i}.png,{label},one" for label in ("real", "fake") for i in range(30)]
+    (folder / "labels.csv").write_text("\n".join(["file,label,group", *rows]))
+    empty = "test" if sets.held_out("group:one") else "validation"
+    with pytest.raises(InputError, match="by a hash of their names|what is left"):
+        names(folder, empty)
+
+
+def test_short_names_are_those_of_the_folder(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    (folder / "labels.csv").write_text("file,label\n")
+    for spec in (".", str(folder), f"{folder}/", "labels.csv", "../faces"):
+        assert sets.short_name(spec) == "faces"
+    assert sets.short_name("a") == "a" and sets.short_name("x/list.csv") == "list"
