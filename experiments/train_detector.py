@@ -65,13 +65,13 @@ def main(cfg: Config) -> None:
         said = margins(jax.tree_util.Partial(detector.apply, variables), data.images, cfg.compute)
         return summary(Scores(data.labels, data.groups, said, said))
 
-    shots = checkpoint.snapshots(folder / "checkpoints")
+    shots, write = checkpoint.snapshots(folder / "checkpoints"), run.logbook(folder)
     steps = cfg.train.epochs * -(-len(images.labels) // cfg.train.batch)
     with stage(console, cfg.out.name, steps) as tell:
 
         def watch(done: int, infos: train.TrainInfo, score: float | None) -> None:
             row = {"step": done, "loss": float(np.mean(infos.loss)), "accuracy": float(np.mean(infos.accuracy))}
-            run.log(folder, [row | ({} if score is None else {"validation_auc": score})])
+            write([row | ({} if score is None else {"validation_auc": score})])
             tell(done, f"loss {row['loss']:.3f}" + ("" if score is None else f", validation AUC {score:.3f}"))
 
         best, score = train.fit(

@@ -53,11 +53,9 @@ def main(cfg: Config) -> None:
     """Loads, optimises, scores, reports; every stage resumes."""
     console, began = Console(), time.monotonic()
     console.print(f"ffjax: over-firing {', '.join(cfg.source)} -> {cfg.out}", highlight=False)
-    if not cfg.source:
-        raise InputError("source: name at least one detector")
+    _check(cfg)
     loaded = [detectors.load(spec) for spec in (*cfg.source, *cfg.unseen)]
     size = loaded[0].detector.shape[0]
-    run.check(cfg.out, cfg)
     networks = study.networks(loaded, size)
     sources = [networks[one.name] for one in loaded[: len(cfg.source)]]
     patterns = lay_out(cfg.uap, [(source.name, source.layers) for source in sources])
@@ -68,9 +66,10 @@ def main(cfg: Config) -> None:
     held = helds[sets.short_name(cfg.data[0])]
 
     folder = run.open_run(cfg.out, cfg)
+    study.check_inputs(folder, networks, {"test": tests, "validation": helds})
     shots = checkpoint.snapshots(folder / "checkpoints")
     with stage(console, f"{len(patterns.names)} patterns", cfg.uap.steps) as tell:
-        watch = study.logger(folder, patterns, tell)
+        watch = study.logger(folder, tell)
         state = uap.make(cfg.uap, patterns, sources, (size, size, 3), cfg.compute, shots, watch, train, held)
     shots.close()
     deltas, best = np.asarray(state.best), np.asarray(state.best_score)
@@ -90,6 +89,18 @@ def main(cfg: Config) -> None:
         study.save_examples(folder, first, delta)
         report.write(folder.folder)
     report.closing_table(folder.folder, console)
+
+
+def _check(cfg: Config) -> None:
+    """Refuses, before anything is computed, what could not be carried to its end."""
+    run.check(cfg.out, cfg)
+    if not cfg.source:
+        raise InputError("source: name at least one detector")
+    for name in ("images", "validation", "noises"):
+        if getattr(cfg, name) < 1:
+            raise InputError(f"{name}: must be at least 1, got {getattr(cfg, name)}")
+    if cfg.viewing < 0 or len(set(cfg.stored)) < len(cfg.stored):
+        raise InputError(f"viewing must not be negative nor a storage named twice: {cfg.viewing}, {cfg.stored}")
 
 
 if __name__ == "__main__":

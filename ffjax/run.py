@@ -2,6 +2,7 @@
 checkpoints/ and figures/. Everything a report needs is read back from here, never from live objects."""
 
 import json
+import math
 import os
 import sys
 from collections.abc import Callable
@@ -34,7 +35,9 @@ class Run(NamedTuple):
 
 def check(folder: Path, config: Any) -> None:
     """Raises InputError if `folder` cannot be the run folder of these settings (fields named in HOW apart): it is a
-    file, was made with other settings, or holds files of no run. Touches nothing."""
+    file, was made with other settings, or holds files of no run; or if a number among them cannot be used by anybody
+    (not finite, or a field of compute below 1). Touches nothing."""
+    _check_numbers(as_json(config), "")
     record = folder / "config.json"
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder}: is a file, not a run folder")
@@ -73,6 +76,14 @@ def save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
     os.replace(beside, path)
 
 
+def save_array(path: Path, array: np.ndarray) -> None:
+    """An .npy, whole or not at all."""
+    beside = path.with_suffix(".part")
+    with beside.open("wb") as file:
+        np.save(file, array)
+    os.replace(beside, path)
+
+
 def log(run: Run, rows: list[dict]) -> None:
     """Appends rows to metrics.jsonl, one JSON object a line; NaN and infinities, unknown to JSON, become null."""
     plain = [json.loads(json.dumps(row, default=_plain), parse_constant=lambda name: None) for row in rows]
@@ -89,6 +100,19 @@ def rewind(run: Run, step: int) -> None:
         beside = path.with_suffix(".part")
         beside.write_text("".join(line + "\n" for line in kept))
         os.replace(beside, path)
+
+
+def logbook(run: Run) -> Callable[[list[dict]], None]:
+    """`log` for a run that may have been killed: the first rows written drop those of the same and later steps."""
+    begun: list[bool] = []
+
+    def write(rows: list[dict]) -> None:
+        if not begun:
+            rewind(run, rows[0]["step"] - 1)
+            begun.append(True)
+        log(run, rows)
+
+    return write
 
 
 def as_json(config: Any) -> Any:
@@ -117,6 +141,19 @@ def _cache_compilations() -> None:
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(home / "ffjax" / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+def _check_numbers(value: Any, name: str) -> None:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            _check_numbers(inner, f"{name}.{key}" if name else key)
+    elif isinstance(value, list):
+        for inner in value:
+            _check_numbers(inner, name)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise InputError(f"{name}: {value} is not a finite number")
+    elif name.startswith("compute.") and isinstance(value, int) and value < 1:
+        raise InputError(f"{name}: must be at least 1, got {value}")
 
 
 def _what(config: dict) -> dict:

@@ -1,9 +1,11 @@
 """The stages of a universal-perturbation study on a run folder. Each reads what an interrupted run left and goes on."""
 
+import hashlib
 import json
 import platform
 import time
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 import jax
@@ -38,20 +40,36 @@ def networks(loaded: Sequence[Loaded], size: int) -> dict[str, Source]:
     }
 
 
-def logger(folder: Run, patterns: Patterns, tell: Tell) -> Callable[[int, UapInfo], None]:
-    """watch(step, infos) for uap.make: one row a step in metrics.jsonl, and the bar.
-
-    Rows past the snapshot that a killed run had left are dropped first, since their steps come again.
+def check_inputs(folder: Run, networks: dict[str, Source], sets: dict[str, dict[str, ImageSet]]) -> None:
+    """inputs.json: a digest of every detector's weights and every set's images, at the first start; at later ones
+    InputError if any has changed, since what an earlier start left would no longer fit. sets: split -> name -> images.
     """
-    begun = []
+    found = {f"weights of {name}": _digest(jax.tree.leaves(source.forward)) for name, source in networks.items()}
+    for split, data in sets.items():
+        found |= {f"{split} images of {name}": _digest([x.images, x.labels, x.groups]) for name, x in data.items()}
+    path = folder / "inputs.json"
+    before = json.loads(path.read_text()) if path.exists() else found
+    changed = [name for name in found if before.get(name) != found[name]]
+    if changed:
+        raise InputError(f"{folder.folder}: the {changed[0]} have changed since this run began; give another --out")
+    run.write_json(path, found)
+
+
+def _digest(arrays: Sequence) -> str:
+    """Of shapes, types and bytes."""
+    found = hashlib.sha256()
+    for array in map(np.asarray, arrays):
+        found.update(f"{array.shape} {array.dtype}".encode() + np.ascontiguousarray(array).tobytes())
+    return found.hexdigest()[:16]
+
+
+def logger(folder: Run, tell: Tell) -> Callable[[int, UapInfo], None]:
+    """watch(step, infos) for uap.make: one row a step in metrics.jsonl, and the bar."""
+    write = run.logbook(folder)
 
     def watch(done: int, infos: UapInfo) -> None:
-        count = len(infos.objective)
-        if not begun:
-            run.rewind(folder, done - count)
-            begun.append(True)
-        fields = infos._asdict()
-        run.log(folder, [{"step": done - count + j + 1} | {k: v[j] for k, v in fields.items()} for j in range(count)])
+        count, fields = len(infos.objective), infos._asdict()
+        write([{"step": done - count + j + 1} | {k: v[j] for k, v in fields.items()} for j in range(count)])
         tell(done, f"objective {np.median(infos.objective[-1]):.2f}")
 
     return watch
@@ -61,7 +79,7 @@ def save_patterns(folder: Run, patterns: Patterns, deltas: np.ndarray, scores: n
     """perturbations.npy, all (S, H, W, 3), perturbation.npy, the chosen (H, W, 3), and patterns.json, what they are."""
     best = uap.chosen(patterns, scores)
     for name, array in (("perturbations", deltas), ("perturbation", deltas[best[0]])):
-        np.save(folder / f"{name}.npy", array)
+        run.save_array(folder / f"{name}.npy", array)
     rows = [
         {"name": name, "group": group, "eps": float(eps), "score": float(score), "chosen": k in best}
         | {"linf": float(np.abs(delta).max()), "l2": float(np.linalg.norm(delta))}
@@ -181,7 +199,8 @@ def results(
 def environment() -> dict[str, str]:
     """What made the figures: versions and the kind of device, no names of machines."""
     device = jax.devices()[0]
-    versions = {"jax": jax.__version__, "numpy": np.__version__, "python": platform.python_version()}
+    versions = {name: version(name) for name in ("ffjax", "jax", "jaxlib", "numpy")}
+    versions["python"] = platform.python_version()
     return versions | {"device": f"{len(jax.devices())} x {device.platform} {device.device_kind}"}
 
 

@@ -267,3 +267,13 @@ def test_a_driver_as_a_process(tmp_path):
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert done.stderr.startswith(f"error: {tmp_path}: not empty and not a run folder")
+
+
+def test_a_logbook_drops_what_a_killed_run_had_left_and_only_once(tmp_path):
+    made = run.Run(tmp_path)
+    run.log(made, [{"step": step, "start": 1} for step in range(1, 7)])
+    write = run.logbook(made)
+    write([{"step": 4, "start": 2}, {"step": 5, "start": 2}])
+    write([{"step": 5, "start": 3}, {"step": 6, "start": 2}])
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [(r["step"], r["start"]) for r in rows] == [(1, 1), (2, 1), (3, 1), (4, 2), (5, 2), (5, 3), (6, 2)]

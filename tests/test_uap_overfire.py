@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -134,6 +135,15 @@ def broken_weights(ground: Path, path: Path) -> Path:
         ({"--data": "{truncated}"}, ["03.png"]),
         ({"--uap.mode": "with_data"}, ["train"]),
         ({"--compute.devices": "99"}, ["99"]),
+        ({"--compute.chunk": "0"}, ["compute.chunk"]),
+        ({"--compute.batch": "0"}, ["compute.batch"]),
+        ({"--noises": "0"}, ["noises"]),
+        ({"--uap.eps": "inf"}, ["uap.eps", "finite"]),
+        ({"--uap.rate": "nan"}, ["uap.rate", "finite"]),
+        ({"--uap.eps": "10 10.0000000001"}, ["uap.eps"]),
+        ({"--uap.seeds": "8589934592"}, ["seeds"]),
+        ({"--viewing": "-1"}, ["viewing"]),
+        ({"--stored": "png png"}, ["png"]),
     ],
 )
 def test_what_cannot_be_used_is_refused_in_one_line(ground, tmp_path, monkeypatch, capsys, changes, expected):
@@ -149,7 +159,7 @@ def test_what_cannot_be_used_is_refused_in_one_line(ground, tmp_path, monkeypatc
     words = arguments(ground, tmp_path / "out", **{k: v.format(**places) for k, v in changes.items()})
     said = refusal(monkeypatch, capsys, words)
     assert all(word in said for word in expected), said
-    assert not (tmp_path / "out").exists() or not (tmp_path / "out" / "perturbation.npy").exists()
+    assert not (tmp_path / "out").exists() or "devices" in said
 
 
 def test_a_folder_of_other_settings_is_left_alone(ground, tmp_path, monkeypatch, capsys):
@@ -158,3 +168,20 @@ def test_a_folder_of_other_settings_is_left_alone(ground, tmp_path, monkeypatch,
     (out / "thesis.txt").write_text("precious")
     assert "not empty" in refusal(monkeypatch, capsys, arguments(ground, out))
     assert (out / "thesis.txt").read_text() == "precious" and len(list(out.iterdir())) == 1
+
+
+@pytest.mark.slow
+def test_weights_or_images_that_changed_under_a_run_are_noticed(ground, tmp_path, monkeypatch, capsys):
+    for name in ("net0.safetensors", "net1.safetensors"):
+        (tmp_path / name).write_bytes((ground / name).read_bytes())
+    shutil.copytree(ground / "images", tmp_path / "images")
+    words = arguments(tmp_path, tmp_path / "out", **{"--uap.steps": "2", "--stored": "png"})
+    monkeypatch.setattr(sys, "argv", ["uap_overfire", *words])
+    run.main(Config, main)
+    before = (tmp_path / "out" / "results.json").read_bytes()
+    (tmp_path / "net0.safetensors").write_bytes((ground / "net1.safetensors").read_bytes())
+    assert "weights of net0 have changed" in refusal(monkeypatch, capsys, words)
+    (tmp_path / "net0.safetensors").write_bytes((ground / "net0.safetensors").read_bytes())
+    Image.new("RGB", (32, 32)).save(tmp_path / "images" / "real" / "03.png")
+    assert "images of images have changed" in refusal(monkeypatch, capsys, words)
+    assert (tmp_path / "out" / "results.json").read_bytes() == before

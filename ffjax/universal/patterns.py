@@ -31,12 +31,17 @@ def lay_out(config: UapConfig, sources: Sequence[tuple[str, tuple[str, ...]]]) -
     rows = [(layers, eps, seed) for layers in config.layers for eps in config.eps for seed in config.seeds]
     root = jax.random.key(0)
     return Patterns(
-        names=tuple(f"{layers}-{eps:g}-seed{seed}" for layers, eps, seed in rows),
-        groups=tuple(f"{layers}-{eps:g}" for layers, eps, _ in rows),
+        names=tuple(f"{_group(config, layers, eps)}-seed{seed}" for layers, eps, seed in rows),
+        groups=tuple(_group(config, layers, eps) for layers, eps, _ in rows),
         keys=jnp.stack([jax.random.fold_in(root, seed) for _, _, seed in rows]),
         eps=jnp.array([bounds(config, eps) for _, eps, _ in rows], jnp.float32),
         weights=tuple(jnp.array([_weights(layers, *source) for layers, _, _ in rows]) for source in sources),
     )
+
+
+def _group(config: UapConfig, layers: str, eps: float) -> str:
+    """all-10 for 10/255 in l_inf, all-l2-2.5 for 2.5 in l_2."""
+    return f"{layers}-{'' if config.norm == 'linf' else config.norm + '-'}{eps:.9g}"
 
 
 def _check(config: UapConfig) -> None:
@@ -48,8 +53,10 @@ def _check(config: UapConfig) -> None:
         values = getattr(config, name)
         if not values or len(set(values)) < len(values):
             raise InputError(f"uap.{name}: needs at least one value and none twice, got {values}")
-    if min(config.eps) < 0 or min(config.seeds) < 0:
-        raise InputError(f"uap: bounds and seeds must not be negative, got {config.eps} and {config.seeds}")
+    if len({_group(config, "", eps) for eps in config.eps}) < len(config.eps):
+        raise InputError(f"uap.eps: two of {config.eps} are the same to nine digits")
+    if min(config.eps) < 0 or min(config.seeds) < 0 or max(config.seeds) >= 2**32:
+        raise InputError(f"uap: bounds must be 0 or more, seeds 0 to 2^32 - 1, got {config.eps} and {config.seeds}")
 
 
 def _weights(choice: str, source: str, names: tuple[str, ...]) -> list[float]:

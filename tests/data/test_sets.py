@@ -98,7 +98,7 @@ def test_a_part_without_images_says_how_the_parts_are_made(folder):
     rows = [f"{label}/{i}.png,{label},one" for label in ("real", "fake") for i in range(30)]
     (folder / "labels.csv").write_text("\n".join(["file,label,group", *rows]))
     empty = "test" if sets.held_out("group:one") else "validation"
-    with pytest.raises(InputError, match="by a hash of their names|what is left"):
+    with pytest.raises(InputError, match=r"by a hash of their names|what is left"):
         names(folder, empty)
 
 

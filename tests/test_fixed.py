@@ -1,0 +1,47 @@
+"""Patterns nobody optimised: of the bound they say, well defined, and none of them twice."""
+
+import jax
+import numpy as np
+import pytest
+
+from ffjax.universal import fixed
+
+
+@pytest.mark.parametrize("side", [128, 256])
+def test_the_bank_is_of_the_bound_and_holds_no_pattern_twice(side):
+    names, bank = fixed.bank((side, side, 3), 0.04)
+    patterns = np.asarray(bank)
+    assert len(names) == len(set(names)) == len(patterns) == fixed.COUNT
+    assert (np.abs(patterns) == np.float32(0.04)).all()
+    assert len({pattern.tobytes() for pattern in patterns}) == fixed.COUNT
+    waves = patterns[[k for k, name in enumerate(names) if name.startswith("fourier")]]
+    assert np.abs(waves.mean(axis=(1, 2))).max() < 0.1 * 0.04  # a wave spends half its time each way
+
+
+@pytest.mark.parametrize("side", [32, 64, 128, 256, 299])
+def test_no_sign_is_left_to_rounding(side, monkeypatch):
+    """The waves, before their sign is taken, stay away from zero: every processor takes the same sign."""
+    smallest, true_cosine = [], np.cos
+
+    def cosine(angle):
+        value = true_cosine(angle)
+        smallest.append(np.abs(value).min())
+        return value
+
+    monkeypatch.setattr(fixed.np, "cos", cosine)
+    monkeypatch.setattr(fixed.np, "sin", lambda angle: cosine(angle - np.pi / 2))
+    fixed.bank((side, side, 3), 0.04)
+    assert smallest and min(smallest) > 1e-4
+
+
+def test_under_l2_every_pattern_has_the_norm():
+    _, bank = fixed.bank((32, 32, 3), 2.0, "l2")
+    np.testing.assert_allclose(np.linalg.norm(np.asarray(bank).reshape(fixed.COUNT, -1), axis=1), 2.0, rtol=1e-5)
+
+
+def test_sign_noise_is_signs_of_its_key():
+    noise = np.asarray(fixed.sign_noise(jax.random.key(0), (64, 64, 3), 0.04))
+    assert (np.abs(noise) == np.float32(0.04)).all() and abs(noise.mean()) < 0.002
+    assert (noise != np.asarray(fixed.sign_noise(jax.random.key(1), (64, 64, 3), 0.04))).any()
+    l2 = np.asarray(fixed.sign_noise(jax.random.key(0), (64, 64, 3), 3.0, "l2"))
+    assert np.linalg.norm(l2) == pytest.approx(3.0, rel=1e-5)
