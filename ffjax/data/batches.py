@@ -1,6 +1,5 @@
 """Batches as a pure function of (seed, step): a run that stopped at step k goes on with the very batch it missed."""
 
-from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
@@ -28,19 +27,6 @@ def batch_at(data: ImageSet, size: int, seed: int, step: int) -> Batch:
     count = len(data.labels)
     positions = [step * size + j for j in range(size)]  # Python integers: steps may be large
     return _rows(data, np.array([_order(count, seed, p // count)[p % count] for p in positions]))
-
-
-def padded(data: ImageSet, size: int) -> Iterator[tuple[Batch, np.ndarray]]:
-    """Every example once, in order, in batches of one static shape: for evaluation.
-
-    Yields (Batch as in `batch_at`, keep (size,) bool). The last batch is filled up with copies of its last example,
-    ids included, and `keep` is False there: drop those rows. Raises InputError on an empty set or size < 1.
-    """
-    _check(data, size)
-    count = len(data.labels)
-    for start in range(0, count, size):
-        positions = np.arange(start, start + size)
-        yield _rows(data, np.minimum(positions, count - 1)), positions < count
 
 
 def _check(data: ImageSet, size: int) -> None:

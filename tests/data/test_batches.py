@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ffjax.data.batches import batch_at, padded
+from ffjax.data.batches import batch_at
 from ffjax.errors import InputError
 from ffjax.types import ImageSet
 
@@ -61,17 +61,6 @@ def test_the_order_is_frozen():
     assert np.asarray(batch_at(marked(8), 8, 5, 0).ids).tolist() == [2, 4, 3, 1, 5, 0, 6, 7]
 
 
-@given(count=st.integers(1, 30), size=st.integers(1, 12))
-def test_padded_gives_everything_once_in_order(count, size):
-    seen = []
-    for batch, keep in padded(marked(count), size):
-        assert batch.images.shape == (size, 2, 2, 3) and keep.shape == (size,) and keep.dtype == bool
-        assert batch.masks is None
-        seen += np.asarray(batch.ids)[keep].tolist()
-        assert (np.asarray(batch.ids)[~keep] == count - 1).all()
-    assert seen == list(range(count))
-
-
 def test_a_batch_does_not_share_memory_with_the_set():
     data = marked(4)
     np.asarray(batch_at(data, 4, 0, 0).labels)[:] = 9
@@ -82,8 +71,3 @@ def test_a_batch_does_not_share_memory_with_the_set():
 def test_what_makes_no_batch_is_refused(count, size, seed, step):
     with pytest.raises(InputError):
         batch_at(marked(count), size, seed, step)
-
-
-def test_padded_refuses_an_empty_set():
-    with pytest.raises(InputError, match="empty"):
-        next(padded(marked(0), 4))
