@@ -22,7 +22,7 @@ from ffjax.detectors import weights
 from ffjax.engine import Compute
 from ffjax.evaluate import margins
 from ffjax.metrics import Estimate, Scores, summary
-from ffjax.progress import stage
+from ffjax.progress import stage, step
 from ffjax.train import TrainConfig
 from ffjax.types import ImageSet, Variables
 
@@ -56,7 +56,7 @@ def main(cfg: Config) -> None:
     console.print(f"ffjax: training {cfg.arch} on {cfg.data} -> {cfg.out}", highlight=False)
     detector = detectors.build(cfg.arch, cfg.size, cfg.dropout)
     run.check(cfg.out, cfg)
-    with console.status("loading images"):
+    with step(console, "loading images (the embedded sets are generated at first use)"):
         images = sets.load(cfg.data, "train", cfg.size, cfg.images)
         validation = sets.load(cfg.data, "validation", cfg.size)
     folder = run.open_run(cfg.out, cfg)

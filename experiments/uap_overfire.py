@@ -19,7 +19,7 @@ from ffjax import checkpoint, detectors, report, run, study, uap, viewing
 from ffjax.data import sets
 from ffjax.engine import Compute
 from ffjax.errors import InputError
-from ffjax.progress import stage
+from ffjax.progress import stage, step
 from ffjax.universal import UapConfig
 from ffjax.universal.patterns import lay_out
 
@@ -34,7 +34,7 @@ class Config:
     """Detectors it never saw."""
     data: tuple[str, ...] = ("a", "b")
     """Test sets: a, b, or a folder with real/ and fake/, or a CSV. The first also serves with_data mode."""
-    images: int = 100
+    images: int = 80
     """Test images per class and set, at most."""
     validation: int = 40
     """Validation images per class and set, at most: they choose the fixed patterns and refit thresholds."""
@@ -55,11 +55,12 @@ def main(cfg: Config) -> None:
     console.print(f"ffjax: over-firing {', '.join(cfg.source)} -> {cfg.out}", highlight=False)
     _check(cfg)
     loaded = [detectors.load(spec) for spec in (*cfg.source, *cfg.unseen)]
-    size = loaded[0].detector.shape[0]
+    shape = loaded[0].detector.shape
+    size = shape[0]
     networks = study.networks(loaded, size)
     sources = [networks[one.name] for one in loaded[: len(cfg.source)]]
     patterns = lay_out(cfg.uap, [(source.name, source.layers) for source in sources])
-    with console.status("loading images"):
+    with step(console, "loading images (the embedded sets are generated at first use)"):
         tests = sets.load_all(cfg.data, "test", size, cfg.images)
         helds = sets.load_all(cfg.data, "validation", size, cfg.validation)
         train = sets.load(cfg.data[0], "train", size) if cfg.uap.mode == "with_data" else None
@@ -70,19 +71,19 @@ def main(cfg: Config) -> None:
     shots = checkpoint.snapshots(folder / "checkpoints")
     with stage(console, f"{len(patterns.names)} patterns", cfg.uap.steps) as tell:
         watch = study.logger(folder, tell)
-        state = uap.make(cfg.uap, patterns, sources, (size, size, 3), cfg.compute, shots, watch, train, held)
+        state = uap.make(cfg.uap, patterns, sources, shape, cfg.compute, shots, watch, train, held)
     shots.close()
     deltas, best = np.asarray(state.best), np.asarray(state.best_score)
     study.save_patterns(folder, patterns, deltas, best)
 
-    with stage(console, "fixed patterns", study.fixed_count(patterns), "patterns") as tell:
+    with stage(console, "fixed patterns", study.fixed_count(patterns, shape), "patterns") as tell:
         fixed = study.fixed_conditions(folder, cfg.uap, patterns, sources, held, cfg.compute, tell)
     rows = uap.conditions(cfg.uap, patterns, deltas, best, cfg.noises, cfg.stored) + fixed
     refit = study.refitted(rows, patterns, best)
     with stage(console, "scores", (len(rows) + len(refit)) * len(tests), "conditions") as tell:
         study.score(folder, rows, networks, tests, "test", cfg.compute, tell)
         study.score(folder, refit, networks, helds, "validation", cfg.compute, tell)
-    with console.status("intervals, figures, report"):
+    with step(console, "intervals, figures, report"):
         study.results(folder, rows, refit, sources, tests, helds, cfg.compute, began)
         first, delta = next(iter(tests.values())), deltas[uap.chosen(patterns, best)[0]]
         viewing.export(folder, first, delta, cfg.viewing)

@@ -205,8 +205,8 @@ def _text(value: Any) -> str:
 
 HOW_TO_READ = f"""<details class="how"><summary>How to read this</summary><ul>
 <li><b class="clean">clean</b>: images as they are. <b class="noise">same-norm noise</b>: random signs, same bound.
-<b class="fixed">best fixed pattern</b>: of waves, checks and flat shifts at the same bound, the one that turns most
-validation images in that direction on the first source.
+<b class="fixed">best fixed pattern</b>: of flat shifts and of waves of every period at the same bound, the one with
+most errors of that kind on validation images, over the sources.
 <b class="uap">universal perturbation</b>: one pattern added to every image.</li>
 <li>The two directions, fakes called real and reals called fake, are reported apart: a pattern that pushes every image
 to one side wins one and loses the other, and any single number would hide it.</li>

@@ -15,6 +15,15 @@ Tell = Callable[..., None]
 
 
 @contextmanager
+def step(console: Console, name: str) -> Iterator[None]:
+    """A stretch of work that has no count, or draws a bar of its own: a line before and a line after."""
+    begun = time.monotonic()
+    console.print(f"{name} ...", highlight=False)
+    yield
+    console.print(f"{name}: done in {time.monotonic() - begun:.1f} s", highlight=False)
+
+
+@contextmanager
 def stage(console: Console, name: str, total: int, unit: str = "steps") -> Iterator[Tell]:
     """A named stretch of work of `total` units; its first line appears at once, whatever the first unit costs."""
     begun = time.monotonic()

@@ -100,9 +100,9 @@ def save_examples(folder: Run, data: ImageSet, delta: np.ndarray, count: int = 4
     run.save_arrays(folder / "examples.npz", arrays | {"rows": rows, "delta": np.asarray(delta, np.float32)})
 
 
-def fixed_count(patterns: Patterns) -> int:
+def fixed_count(patterns: Patterns, shape: tuple[int, int, int]) -> int:
     """How many fixed patterns `fixed_conditions` tries."""
-    return len(set(patterns.groups)) * fixed.COUNT
+    return len(set(patterns.groups)) * fixed.count(shape)
 
 
 def fixed_conditions(
@@ -121,7 +121,7 @@ def fixed_conditions(
     for g, group in enumerate(dict.fromkeys(patterns.groups)):
         names, bank = fixed.bank(shape, float(patterns.eps[patterns.groups.index(group)]), config.norm)
         if group not in picked:
-            found = uap.pick_fixed(bank, sources, validation, compute, lambda n, g=g: tell(g * fixed.COUNT + n))
+            found = uap.pick_fixed(bank, sources, validation, compute, lambda n, at=g * len(names): tell(at + n))
             picked[group] = {way: names[k] for way, k in found.items()}
             run.write_json(path, picked)
         for way, name in picked[group].items():

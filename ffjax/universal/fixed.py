@@ -1,7 +1,7 @@
 """Patterns nobody optimised, of the same bound: what a universal perturbation must beat to have learnt anything.
 
-Random signs say how much any noise of that size does; constants and Fourier signs probe one frequency at a time (after
-the Fourier heat maps of Yin et al., NeurIPS 2019), and the strongest of them on validation images is the rival to beat.
+Random signs say how much any noise of that size does; constants and waves probe one frequency at a time (after the
+Fourier heat maps of Yin et al., NeurIPS 2019), and the strongest of them on validation images is the rival to beat.
 """
 
 import itertools
@@ -12,12 +12,11 @@ import numpy as np
 
 from ffjax.types import Array
 
-FREQUENCIES = ((0, 1), (1, 0), (1, 1), (0, 2), (2, 0), (2, 2), (0, 4), (4, 0), (4, 4), (0, 8), (8, 0), (8, 8),
-               (0, 16), (16, 0), (16, 16), (0, 32), (32, 0), (32, 32))  # fmt: skip
-"""Cycles over the image height and width of the Fourier-sign patterns."""
+DIRECTIONS = {"-": (1, 0), "|": (0, 1), "/": (1, 1), "\\": (1, -1)}
+"""Of the waves, by the look of their crests: (rows, columns) that advance the phase."""
 
-COUNT = 8 + len(FREQUENCIES) * 2 * 2 * 2
-"""Patterns in the bank."""
+COLOURS = {"grey": (1.0, 1.0, 1.0), "blue": (1.0, 1.0, -1.0)}
+"""All channels alike, or blue opposed to red and green."""
 
 
 def sign_noise(key: Array, shape: tuple[int, int, int], eps: float, norm: str = "linf") -> Array:
@@ -26,23 +25,38 @@ def sign_noise(key: Array, shape: tuple[int, int, int], eps: float, norm: str = 
 
 
 def bank(shape: tuple[int, int, int], eps: float, norm: str = "linf") -> tuple[tuple[str, ...], Array]:
-    """Names and (K, H, W, 3) patterns: every sign combination of a constant per channel (8, grey and colours), and the
-    sign of a cosine and of a sine at each of FREQUENCIES, each once in grey and once with blue opposed to red and
-    green, both ways round: COUNT = 152."""
+    """Names and (K, H, W, 3) patterns, K = count(shape): every sign combination of a constant per channel (8, grey and
+    colours), and the signs of waves of period 2 (the checkerboard and its lines), 4, 8, ... pixels up to the image's
+    side, in DIRECTIONS and COLOURS, as cosine and sine, each both ways round."""
     height, width, _ = shape
-    names, patterns = [], []
-    for signs in itertools.product((1.0, -1.0), repeat=3):
-        names.append("constant" + "".join("+" if s > 0 else "-" for s in signs))
-        patterns.append(np.broadcast_to(signs, shape))
     y, x = np.mgrid[0:height, 0:width]
-    for (u, v), phase, colour, sign in itertools.product(FREQUENCIES, ("cos", "sin"), ("grey", "opposed"), (1.0, -1.0)):
+    found = [
+        ("constant" + "".join("+" if s > 0 else "-" for s in signs), np.broadcast_to(signs, shape))
+        for signs in itertools.product((1.0, -1.0), repeat=3)
+    ]
+    for period, crest, phases in _waves(shape):
+        down, across = DIRECTIONS[crest]
         # off the grid by unlike fractions: no sample falls on a zero of a wave, where rounding would choose the sign
-        angle = 2 * np.pi * (u * (y + 0.3) / height + v * (x + 0.4) / width)
-        wave = np.where((np.cos(angle) if phase == "cos" else np.sin(angle)) >= 0, sign, -sign)
-        names.append(f"fourier{u},{v}{phase}-{colour}{'+' if sign > 0 else '-'}")
-        patterns.append(wave[..., None] * np.array((1.0, 1.0, 1.0) if colour == "grey" else (1.0, 1.0, -1.0)))
-    stacked = jnp.asarray(np.stack(patterns), jnp.float32)
-    return tuple(names), jax.vmap(lambda p: _sized(p, eps, norm))(stacked)
+        angle = 2 * np.pi * (down * (y + 0.3) + across * (x + 0.4)) / period
+        for phase, (colour, channels), sign in itertools.product(phases, COLOURS.items(), (1.0, -1.0)):
+            wave = np.where((np.cos(angle) if phase == "cos" else np.sin(angle)) >= 0, sign, -sign)
+            name = f"wave{period}{crest}{phase}-{colour}{'+' if sign > 0 else '-'}"
+            found.append((name, wave[..., None] * np.array(channels)))
+    stacked = jnp.asarray(np.stack([pattern for _, pattern in found]), jnp.float32)
+    return tuple(name for name, _ in found), jax.vmap(lambda p: _sized(p, eps, norm))(stacked)
+
+
+def count(shape: tuple[int, int, int]) -> int:
+    """How many patterns the bank of a shape holds: 212 at 128 px, 244 at 256 px."""
+    return 8 + sum(len(phases) for _, _, phases in _waves(shape)) * len(COLOURS) * 2
+
+
+def _waves(shape: tuple[int, int, int]) -> list[tuple[int, str, tuple[str, ...]]]:
+    """Period, crest, phases. At period 2, once signs are taken, both diagonals are the checkerboard, and the sine is the
+    cosine or its negative."""
+    side = max(shape[:2])
+    longer = [(2**k, crest, ("cos", "sin")) for k in range(2, side.bit_length()) for crest in DIRECTIONS]
+    return [(2, crest, ("cos",)) for crest in "-|/"] + longer
 
 
 def _sized(signs: Array, eps: float, norm: str) -> Array:
