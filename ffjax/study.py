@@ -121,7 +121,8 @@ def fixed_conditions(
     for g, group in enumerate(dict.fromkeys(patterns.groups)):
         names, bank = fixed.bank(shape, float(patterns.eps[patterns.groups.index(group)]), config.norm)
         if group not in picked:
-            found = uap.pick_fixed(bank, sources, validation, compute, lambda n, at=g * len(names): tell(at + n))
+            before = g * len(names)
+            found = uap.pick_fixed(bank, sources, validation, compute, lambda n, before=before: tell(before + n))
             picked[group] = {way: names[k] for way, k in found.items()}
             run.write_json(path, picked)
         for way, name in picked[group].items():

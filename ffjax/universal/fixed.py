@@ -52,8 +52,8 @@ def count(shape: tuple[int, int, int]) -> int:
 
 
 def _waves(shape: tuple[int, int, int]) -> list[tuple[int, str, tuple[str, ...]]]:
-    """Period, crest, phases. At period 2, once signs are taken, both diagonals are the checkerboard, and the sine is the
-    cosine or its negative."""
+    """Period, crest, phases. At period 2, once signs are taken, both diagonals are the checkerboard, and the sine is
+    the cosine or its negative."""
     side = max(shape[:2])
     longer = [(2**k, crest, ("cos", "sin")) for k in range(2, side.bit_length()) for crest in DIRECTIONS]
     return [(2, crest, ("cos",)) for crest in "-|/"] + longer
