@@ -11,11 +11,15 @@ from ffjax.universal import fixed
 def test_the_bank_is_of_the_bound_and_holds_no_pattern_twice(side):
     names, bank = fixed.bank((side, side, 3), 0.04)
     patterns = np.asarray(bank)
-    total = {128: 212, 256: 244}[side]
+    total = {128: 244, 256: 276}[side]
     assert len(names) == len(set(names)) == len(patterns) == fixed.count((side, side, 3)) == total
     assert (np.abs(patterns) == np.float32(0.04)).all()
     assert len({pattern.tobytes() for pattern in patterns}) == total
     waves = patterns[[k for k, name in enumerate(names) if name.startswith("wave")]]
+    random = [patterns[k] for k, name in enumerate(names) if "noise" in name]
+    assert len(random) == 32 and len(
+        [1 for p in random if abs(np.corrcoef(p[2:, 2:, 0].flat, p[:-2, :-2, 0].flat)[0, 1]) < 0.9]
+    )
     assert np.abs(waves.mean(axis=(1, 2))).max() < 0.1 * 0.04  # a wave spends half its time each way
     checkerboard = (-1.0) ** np.add.outer(np.arange(side), np.arange(side))
     assert any(abs((p[..., 0] * checkerboard).sum()) > 0.039 * side**2 for p in patterns)

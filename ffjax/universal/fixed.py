@@ -25,38 +25,56 @@ def sign_noise(key: Array, shape: tuple[int, int, int], eps: float, norm: str = 
 
 
 def bank(shape: tuple[int, int, int], eps: float, norm: str = "linf") -> tuple[tuple[str, ...], Array]:
-    """Names and (K, H, W, 3) patterns, K = count(shape): every sign combination of a constant per channel (8, grey and
-    colours), and the signs of waves of period 2 (the checkerboard and its lines), 4, 8, ... pixels up to the image's
-    side, in DIRECTIONS and COLOURS, as cosine and sine, each both ways round."""
-    height, width, _ = shape
-    y, x = np.mgrid[0:height, 0:width]
-    found = [
-        ("constant" + "".join("+" if s > 0 else "-" for s in signs), np.broadcast_to(signs, shape))
-        for signs in itertools.product((1.0, -1.0), repeat=3)
-    ]
-    for period, crest, phases in _waves(shape):
-        down, across = DIRECTIONS[crest]
-        # off the grid by unlike fractions: no sample falls on a zero of a wave, where rounding would choose the sign
-        angle = 2 * np.pi * (down * (y + 0.3) + across * (x + 0.4)) / period
-        for phase, (colour, channels), sign in itertools.product(phases, COLOURS.items(), (1.0, -1.0)):
-            wave = np.where((np.cos(angle) if phase == "cos" else np.sin(angle)) >= 0, sign, -sign)
-            name = f"wave{period}{crest}{phase}-{colour}{'+' if sign > 0 else '-'}"
-            found.append((name, wave[..., None] * np.array(channels)))
+    """Names and (K, H, W, 3) patterns, K = count(shape), each both ways round:
+
+    every sign combination of a constant per channel (8, grey and colours); the signs of waves of period 2 (the
+    checkerboard and its lines), 4, 8, ... pixels up to the image's side, in DIRECTIONS and COLOURS, as cosine and sine;
+    and diagonal waves of period 4 and 8 that fall on their own zeros, where a random sign stands (half or a quarter of
+    all pixels): part wave, part noise, and the strongest simple patterns that we have met.
+    """
+    signs = itertools.product((1.0, -1.0), repeat=3)
+    found = [("constant" + "".join("+" if s > 0 else "-" for s in c), np.broadcast_to(c, shape)) for c in signs]
+    for name, wave in _waves(shape) + _part_noise(shape):
+        for (colour, channels), sign in itertools.product(COLOURS.items(), (1.0, -1.0)):
+            found.append((f"{name}-{colour}{'+' if sign > 0 else '-'}", sign * wave[..., None] * np.array(channels)))
     stacked = jnp.asarray(np.stack([pattern for _, pattern in found]), jnp.float32)
     return tuple(name for name, _ in found), jax.vmap(lambda p: _sized(p, eps, norm))(stacked)
 
 
 def count(shape: tuple[int, int, int]) -> int:
-    """How many patterns the bank of a shape holds: 212 at 128 px, 244 at 256 px."""
-    return 8 + sum(len(phases) for _, _, phases in _waves(shape)) * len(COLOURS) * 2
+    """How many patterns the bank of a shape holds: 244 at 128 px, 276 at 256 px."""
+    longer = max(shape[:2]).bit_length() - 2
+    return 8 + (3 + longer * len(DIRECTIONS) * 2 + 8) * len(COLOURS) * 2
 
 
-def _waves(shape: tuple[int, int, int]) -> list[tuple[int, str, tuple[str, ...]]]:
-    """Period, crest, phases. At period 2, once signs are taken, both diagonals are the checkerboard, and the sine is
-    the cosine or its negative."""
-    side = max(shape[:2])
-    longer = [(2**k, crest, ("cos", "sin")) for k in range(2, side.bit_length()) for crest in DIRECTIONS]
-    return [(2, crest, ("cos",)) for crest in "-|/"] + longer
+def _waves(shape: tuple[int, int, int]) -> list[tuple[str, np.ndarray]]:
+    """Name, signs (H, W). At period 2, once signs are taken, both diagonals are the checkerboard, and the sine is the
+    cosine or its negative."""
+    y, x = np.mgrid[0 : shape[0], 0 : shape[1]]
+    kinds = [(2, crest, "cos") for crest in "-|/"]
+    periods = [2**k for k in range(2, max(shape[:2]).bit_length())]
+    kinds += list(itertools.product(periods, DIRECTIONS, ("cos", "sin")))
+    found = []
+    for period, crest, phase in kinds:
+        down, across = DIRECTIONS[crest]
+        # off the grid by unlike fractions: no sample falls on a zero of a wave, where rounding would choose the sign
+        angle = 2 * np.pi * (down * (y + 0.3) + across * (x + 0.4)) / period
+        wave = np.cos(angle) if phase == "cos" else np.sin(angle)
+        found.append((f"wave{period}{crest}{phase}", np.where(wave >= 0, 1.0, -1.0)))
+    return found
+
+
+def _part_noise(shape: tuple[int, int, int]) -> list[tuple[str, np.ndarray]]:
+    """Name, signs (H, W): on the grid, in whole eighths of a turn, so that the zeros are exact."""
+    y, x = np.mgrid[0 : shape[0], 0 : shape[1]]
+    chance = np.random.default_rng(0).choice((-1.0, 1.0), shape[:2])
+    found = []
+    for period, crest, quarter in itertools.product((4, 8), "/\\", (0, 1)):
+        down, across = DIRECTIONS[crest]
+        eighths = ((down * y + across * x) * 8 // period + 2 * quarter) % 8
+        wave = np.where(np.isin(eighths, (7, 0, 1)), 1.0, np.where(np.isin(eighths, (3, 4, 5)), -1.0, chance))
+        found.append((f"wave{period}{crest}{'cos' if quarter else 'sin'}+noise", wave))
+    return found
 
 
 def _sized(signs: Array, eps: float, norm: str) -> Array:
