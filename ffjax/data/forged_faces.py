@@ -50,7 +50,7 @@ class ForgedFaces(tfds.core.GeneratorBasedBuilder):
     """Procedural real and forged faces, 128x128 RGB, with masks of what was forged."""
 
     # To be raised whenever a pixel changes: generated sets are found again by it.
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version("1.1.0")
     BUILDER_CONFIGS = [config(d, p, 0) for d in DOMAINS for p in PARTS]  # noqa: RUF012 (the name and type tfds asks for)
 
     def _info(self) -> tfds.core.DatasetInfo:

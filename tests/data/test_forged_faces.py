@@ -76,6 +76,12 @@ def test_the_split_is_balanced_and_typed(held_out: ImageSet):
     assert set(pictures) == {3} and len(pictures) == 50
 
 
+@pytest.mark.parametrize("split", SPLITS)
+def test_nobody_is_forged_twice_in_one_way(split: str):
+    forged = [examples.role(split, k) for k in range(1, SPLITS[split].size, 2)]
+    assert len(set(forged)) == len(forged) and {family for _, family in forged} == set(FAMILIES)
+
+
 @pytest.mark.slow
 def test_masks_are_binary_and_mark_forgeries_alone(held_out: ImageSet):
     masks = held_out.masks
