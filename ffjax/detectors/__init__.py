@@ -1,34 +1,75 @@
 """Networks by name and weights by a short spec: the only part of ffjax that knows Flax."""
 
 import functools
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 
-from ffjax.detectors import mesonet, weights
+from ffjax.detectors import capsule, classnseg, efficientnet, mesonet_port, minifasnet, resnet, vgg, xception
+from ffjax.detectors.forensics import bayar, bondi, laplacian
 from ffjax.detectors.layers import at_size
+from ffjax.detectors.layout import Layout
 from ffjax.detectors.mesonet import meso4, mesoinception4
-from ffjax.detectors.resnet import resnet10
 from ffjax.errors import InputError
 from ffjax.types import Detector, Outputs, Variables
 
-__all__ = ["DETECTORS", "Loaded", "at_size", "build", "layers", "load", "shipped"]
+__all__ = ["DETECTORS", "LAYOUTS", "Loaded", "all_options", "at_size", "build", "chosen", "default_size"]
+__all__ += ["has_mask", "layers", "load", "shipped"]
 
 DETECTORS: dict[str, Callable[..., Detector]] = {
     "meso4": meso4,
     "mesoinception4": mesoinception4,
-    "resnet10": resnet10,
+    "resnet10": resnet.resnet10,
+    "meso4_port": mesonet_port.meso4_port,
+    "mesoinception4_port": mesonet_port.mesoinception4_port,
+    "xception": xception.xception,
+    "efficientnet_b0": efficientnet.efficientnet_b0,
+    "efficientnet_b4": efficientnet.efficientnet_b4,
+    "capsule_v1": capsule.capsule_v1,
+    "capsule_v2": capsule.capsule_v2,
+    "classnseg": classnseg.classnseg,
+    "minifasnet_v1se": minifasnet.minifasnet_v1se,
+    "minifasnet_v2": minifasnet.minifasnet_v2,
+    "vgg16": vgg.vgg16,
+    "resnet18": resnet.resnet18,
+    "resnet50": resnet.resnet50,
+    "laplacian": laplacian,
+    "bondi": bondi,
+    "bayar": bayar,
 }
-"""Name -> builder(size, dropout) -> Detector. A new entry is held to tests/detectors/test_detectors.py as a whole."""
+"""Name -> builder(size, dropout, *, options) -> Detector. A new entry is held to tests/detectors/test_detectors.py as a
+whole."""
+
+LAYOUTS: dict[str, Callable[..., Layout]] = {
+    "meso4_port": mesonet_port.meso4_layout,
+    "mesoinception4_port": mesonet_port.mesoinception4_layout,
+    "xception": xception.torch_layout,
+    "efficientnet_b0": functools.partial(efficientnet.torch_layout, "efficientnet_b0"),
+    "efficientnet_b4": functools.partial(efficientnet.torch_layout, "efficientnet_b4"),
+    "capsule_v1": capsule.torch_layout_v1,
+    "capsule_v2": capsule.torch_layout_v2,
+    "classnseg": classnseg.torch_layout,
+    "minifasnet_v1se": minifasnet.torch_layout_v1se,
+    "minifasnet_v2": minifasnet.torch_layout_v2,
+    "vgg16": vgg.torch_layout,
+    "resnet18": functools.partial(resnet.torch_layout, "resnet18"),
+    "resnet50": functools.partial(resnet.torch_layout, "resnet50"),
+}
+"""Name -> layout(*, options) of its published PyTorch weights. It is given those of the builder's options, and the
+size, that it names; what else it names, such as the order of the classes, a spec may say too."""
 
 SHIPPED = Path(__file__).parent / "shipped"
 
+# Nothing here imports weights, keras, pytorch or loading before it is asked to load: `import ffjax.detectors` stays
+# cheap, and `python -m ffjax.detectors.weights` does not find itself imported already.
+
 
 class Loaded(NamedTuple):
-    """A detector with its weights. name: the shipped name, or the weight file's stem. meta: arch, size and whatever
-    the file says of itself."""
+    """A detector with its weights. name: the shipped name, or the weight files' stems. meta: arch, size, options (every
+    one, so that a report can say which quirks were in force) and whatever the file says of itself."""
 
     name: str
     detector: Detector
@@ -36,23 +77,46 @@ class Loaded(NamedTuple):
     meta: dict[str, Any]
 
 
-@functools.lru_cache(maxsize=32)  # the same functions each time, so that two sets of weights share a compilation
-def build(arch: str, size: int, dropout: float | None = None) -> Detector:
-    """The detector of that name for size x size images. InputError: no such name, or a size it refuses.
+def build(arch: str, size: int, dropout: float | None = None, **options: Any) -> Detector:
+    """The detector of that name for size x size images; the same functions each time, so that two sets of weights share
+    a compilation.
 
-    dropout: the share dropped before its dense layers in training; None for the architecture's own.
+    dropout: the share dropped before its dense layers in training; None for the architecture's own. options: what else
+    the builder takes. InputError: no such name, an option it does not know, or a size or value it refuses.
     """
-    if arch not in DETECTORS:
-        raise InputError(f"unknown detector {arch!r}; known: {', '.join(DETECTORS)}")
-    return DETECTORS[arch](size) if dropout is None else DETECTORS[arch](size, dropout)
+    return _build(arch, size, dropout, _hashable(all_options(arch, options)))
+
+
+def all_options(arch: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Every option of a builder, as given or its default. InputError: no such name, or an option that it does not know
+    or that is of another type than its default."""
+    known = {p.name: p.default for p in _parameters(arch).values() if p.kind is p.KEYWORD_ONLY}
+    return chosen(known, options, arch)
+
+
+def chosen(known: Mapping[str, Any], given: Mapping[str, Any], owner: str) -> dict[str, Any]:
+    """`known` with the values of `given` in place of defaults. InputError: an unknown name, or another type."""
+    for name, value in given.items():
+        if name not in known:
+            raise InputError(f"unknown option {name!r} of {owner}; known: {', '.join(known) or 'none'}")
+        if not _alike(value, known[name]):
+            raise InputError(f"option {name!r} of {owner} must be of the kind of {known[name]!r}, got {value!r}")
+    return {**known, **given}
+
+
+def default_size(arch: str) -> int:
+    """The image side in pixels that a builder takes of itself. InputError: no such name."""
+    return _parameters(arch)["size"].default
 
 
 def layers(detector: Detector) -> tuple[str, ...]:
     """The names of a detector's activations in order of depth. Nothing is computed."""
-    variables = jax.eval_shape(detector.init, jax.random.key(0))
-    images = jax.ShapeDtypeStruct((1, *detector.shape), "float32")
-    outputs: Outputs = jax.eval_shape(detector.apply, variables, images)
-    return tuple(outputs.acts)
+    return tuple(_outputs(detector).acts)
+
+
+def has_mask(detector: Detector) -> bool:
+    """Whether it says where an image is forged. Nothing is computed."""
+    return _outputs(detector).mask is not None
 
 
 def shipped() -> tuple[str, ...]:
@@ -61,43 +125,51 @@ def shipped() -> tuple[str, ...]:
 
 
 def load(spec: str) -> Loaded:
-    """A shipped name ('meso4-a0') or 'ARCH:PATH' ('meso4:weights/Meso4_DF.h5') as a detector with its weights.
+    """A detector with its weights, from a spec of one of these forms.
 
-    Files that end in .h5 are read as published Keras weights, all others as safetensors. The name of a file is its
-    stem, or for a plain 'weights' the folder it lies in. InputError, in one line, for an unknown name or architecture,
-    and for a file that is missing, damaged, or of another architecture.
+    * 'meso4-a0': weights that come with the package.
+    * 'meso4:weights/Meso4_DF.h5': architecture and file.
+    * 'meso4_port[size=128,shared_norm=as_released,classes=fake_first]:best.pth': with the image size, options of the
+      architecture, and options of its published layout.
+    * 'classnseg:encoder_46.pt+decoder_46.pt': one network in several PyTorch files.
+
+    A file that ends in .h5 is published Keras weights; .safetensors are ours where they say so, with their own size and
+    options, which the spec overrides; these, .npz and every other file are PyTorch state dicts (see pytorch.read_state;
+    torch is needed for all but the first two). The name of a file is its stem, or for a plain 'weights' the folder it
+    lies in. InputError, in one line, for an unknown name, architecture or option, and for a file that is missing,
+    damaged, hostile, or of another architecture.
     """
-    if spec in shipped():
-        return _load_safetensors(spec, None, SHIPPED / f"{spec}.safetensors")
-    arch, colon, file = spec.partition(":")
-    if not colon:
-        raise InputError(
-            f"unknown weights {spec!r}; give ARCH:PATH with one of {', '.join(DETECTORS)}, "
-            f"or a shipped name: {', '.join(shipped()) or 'none here'}"
-        )
+    from ffjax.detectors import loading
+
+    return loading.load(spec)
+
+
+@functools.lru_cache(maxsize=64)
+def _build(arch: str, size: int, dropout: float | None, options: tuple[tuple[str, Any], ...]) -> Detector:
+    chosen = dict(options) if dropout is None else {"dropout": dropout, **dict(options)}
+    return DETECTORS[arch](size, **chosen)
+
+
+def _outputs(detector: Detector) -> Outputs:
+    """The shapes of what it says of one image."""
+    variables = jax.eval_shape(detector.init, jax.random.key(0))
+    return jax.eval_shape(detector.apply, variables, jax.ShapeDtypeStruct((1, *detector.shape), "float32"))
+
+
+def _parameters(arch: str) -> Mapping[str, inspect.Parameter]:
     if arch not in DETECTORS:
-        raise InputError(f"unknown detector {arch!r} in {spec!r}; known: {', '.join(DETECTORS)}")
-    path = Path(file)
-    name = path.resolve().parent.name if path.stem == "weights" else path.stem
-    return _load_keras(name, arch, path) if path.suffix == ".h5" else _load_safetensors(name, arch, path)
+        raise InputError(f"unknown detector {arch!r}; known: {', '.join(DETECTORS)}")
+    return inspect.signature(DETECTORS[arch]).parameters
 
 
-def _load_keras(name: str, arch: str, path: Path) -> Loaded:
-    variables = weights.read_keras(path, arch)
-    size = mesonet.input_size(variables)
-    return Loaded(name, build(arch, size), variables, {"arch": arch, "size": size})
+def _alike(value: Any, default: Any) -> bool:
+    """Whether a value is of its default's type; a list may stand for a tuple, and a whole number for a fraction."""
+    value, default = (tuple if isinstance(one, list) else type(one) for one in (value, default))
+    return default is type(None) or value is default or (value, default) == (int, float)
 
 
-def _load_safetensors(name: str, arch: str | None, path: Path) -> Loaded:
-    variables, meta = weights.read_safetensors(path)
-    found, size = meta.get("arch"), meta.get("size")
-    if found not in DETECTORS or not isinstance(size, int):
-        raise InputError(f"{path}: the header must name arch and size, and says {found!r} and {size!r}")
-    if arch not in (None, found):
-        raise InputError(f"{path}: holds weights of {found}, not of {arch}")
-    try:
-        detector = build(found, size)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
-    template = jax.eval_shape(detector.init, jax.random.key(0))
-    return Loaded(name, detector, weights.check(variables, template, path), meta)
+def _hashable(value: Any) -> Any:
+    """Lists, as JSON has them, as tuples, and named values as pairs."""
+    if isinstance(value, dict):
+        return tuple((key, _hashable(inner)) for key, inner in value.items())
+    return tuple(map(_hashable, value)) if isinstance(value, list | tuple) else value

@@ -1,5 +1,7 @@
 """Weights go out and come back whole; whatever does not fit is refused in one line that names the file."""
 
+import json
+
 import h5py
 import jax
 import jax.numpy as jnp
@@ -8,13 +10,16 @@ import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from ffjax import detectors
-from ffjax.detectors import DETECTORS, build, load, weights
+from ffjax.detectors import DETECTORS, all_options, build, load, weights
 from ffjax.errors import InputError
 
+SMALL = {"vgg16": {"width": 4, "hidden": 8}, "resnet18": {"width": 4}, "resnet50": {"width": 4}}
+"""Options that keep the largest networks out of the way."""
 
-def drawn(arch, size):
+
+def drawn(arch, size, **options):
     """Variables of the right shapes, without the seconds that compiling init takes."""
-    shapes, rng = jax.eval_shape(build(arch, size).init, jax.random.key(0)), np.random.default_rng(0)
+    shapes, rng = jax.eval_shape(build(arch, size, **options).init, jax.random.key(0)), np.random.default_rng(0)
 
     def leaf(path, shape):
         low, high = (0.5, 1.5) if path[-1].key in ("var", "scale") else (-0.2, 0.2)
@@ -46,10 +51,13 @@ def refusal(spec):
 
 @pytest.mark.parametrize("arch", DETECTORS)
 def test_round_trip_keeps_every_bit_and_the_meta_data(arch, tmp_path):
-    variables = drawn(arch, 64)
-    meta = META | {"arch": arch, "size": 64}
+    options = SMALL.get(arch, {})
+    variables = drawn(arch, 64, **options)
+    meta = META | {"arch": arch, "size": 64, "options": json.loads(json.dumps(all_options(arch, options)))}
     weights.save(tmp_path / "deep" / "a.safetensors", variables, meta)
-    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["a.safetensors"]
+    (path,) = (tmp_path / "deep").iterdir()
+    (tmp_path / "plain").touch()
+    assert path.name == "a.safetensors" and path.stat().st_mode == (tmp_path / "plain").stat().st_mode
     loaded = load(f"{arch}:{tmp_path}/deep/a.safetensors")
     assert (loaded.name, loaded.meta, loaded.detector.shape) == ("a", meta, (64, 64, 3))
     jax.tree.map(np.testing.assert_array_equal, loaded.variables, variables)
@@ -150,7 +158,7 @@ def test_keras_layers_are_found_by_number_whatever_their_order(variables, tmp_pa
     """conv2d_10 is after conv2d_9: by number, not by spelling; the size follows from the dense layer."""
     write_keras(tmp_path / "net.h5", variables)
     loaded = load(f"meso4:{tmp_path}/net.h5")
-    assert loaded.meta == {"arch": "meso4", "size": 32} and loaded.name == "net"
+    assert loaded.meta == {"arch": "meso4", "size": 32, "options": {}} and loaded.name == "net"
     jax.tree.map(np.testing.assert_array_equal, loaded.variables, variables)
 
 
