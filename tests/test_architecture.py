@@ -21,8 +21,9 @@ ONLY_IN = {
 """Library -> the only places that may name it."""
 
 MATHS = ("types.py", "objectives.py", "balls.py", "universal/", "detectors/")
-NOT_MATHS = ("detectors/__init__.py", "detectors/weights.py")
-"""Loading is what these two are for."""
+NOT_MATHS = tuple(f"detectors/{name}.py" for name in ("__init__", "weights", "keras", "pytorch", "loading"))
+NOT_MATHS += ("detectors/adapters/command.py",)
+"""Loading, and running somebody's program, is what these are for."""
 
 OUTSIDE = (
     "os",
