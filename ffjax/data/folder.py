@@ -107,10 +107,10 @@ def _items(path: Path, split: tuple[str, ...] | None) -> list[_Item]:
 
 
 def _from_folders(path: Path) -> list[_Item]:
-    masks = {_stem(file, path / "mask"): file for file in _image_files(path / "mask")}
+    masks = {_stem(file, path / "mask"): file for file in image_files(path / "mask")}
     items = []
     for label, folder in enumerate(CLASSES):
-        for file in _image_files(path / folder):
+        for file in image_files(path / folder):
             mask = masks.get(_stem(file, path / folder)) if label else None
             if masks and label and mask is None:
                 raise InputError(f"{file}: no mask of that name under {path / 'mask'}")
@@ -119,7 +119,7 @@ def _from_folders(path: Path) -> list[_Item]:
     return items
 
 
-def _image_files(folder: Path) -> list[Path]:
+def image_files(folder: Path) -> list[Path]:
     """Image files anywhere below, sorted; none if the folder is missing. Hidden names are macOS resource forks or
     caches, even where they end in .jpg."""
     found = []

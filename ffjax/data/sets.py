@@ -1,4 +1,4 @@
-"""One way to name any data set: an embedded domain (a, b), or a folder or CSV of your own."""
+"""One way to name any data set: an embedded domain (a, b), a folder or CSV of your own, or a layout with a prefix."""
 
 import zlib
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ffjax.data import folder, forged_faces
+from ffjax.data import faceforensics, folder, forged_faces, patches, sequences
 from ffjax.errors import InputError
 from ffjax.types import ImageSet
 
@@ -19,11 +19,12 @@ ALIASES = {"training": "train", "val": "validation", "valid": "validation", "dev
 def load(spec: str, split: str, size: int, limit: int | None = None) -> ImageSet:
     """The images of `spec` as (N, size, size, 3), at most `limit` of each class, chosen once and for all.
 
-    spec: `a` or `b`, the embedded domains; else the path of a folder or CSV (data.folder). A split column is followed
-    (in any case; val, valid and dev mean validation). Where it marks no validation split, a third of the groups of
-    train (or of all there is, where no train split is marked either) becomes it, by a hash of their names that no other
-    image changes; train and test never share an image with it. Raises InputError as `load_folder` does, for a split
-    name that is none of these, and for a train split that is not marked.
+    spec: `a` or `b`, the embedded domains; `patches:FOLDER?...` (data.patches) or `faceforensics:FOLDER?...`
+    (data.sequences); else the path of a folder or CSV (data.folder). A split column is followed (in any case; val,
+    valid and dev mean validation). Where it marks no validation split, a third of the groups of train (or of all there
+    is, where no train split is marked either) becomes it, by a hash of their names that no other image changes; train
+    and test never share an image with it. Raises InputError as the loaders do, for a split name that is none of these,
+    and for a train split that is not marked.
     """
     if split not in SPLITS:
         raise InputError(f"split {split}: unknown; known: {', '.join(SPLITS)}")
@@ -31,6 +32,10 @@ def load(spec: str, split: str, size: int, limit: int | None = None) -> ImageSet
         raise InputError(f"{spec}: at least one image per class is needed, {limit} asked")
     if spec in EMBEDDED:
         return _limited(_resized(forged_faces.load(spec, split), size), limit)
+    if spec.startswith(patches.PREFIX):
+        return _limited(patches.load(patches.parse(spec), split, size), limit)
+    if spec.startswith(sequences.PREFIX):
+        return _limited(faceforensics.load(sequences.parse(spec), split, size), limit)
     path = Path(spec)
     marked = _marked(path)
     if split == "train" and not marked["train"]:
@@ -75,6 +80,10 @@ def short_name(spec: str) -> str:
     """What tables and file names call a data set: a, b, the folder's name, or the CSV's (labels.csv: its folder's)."""
     if spec in EMBEDDED:
         return spec
+    if spec.startswith(patches.PREFIX):
+        return patches.short_name(spec)
+    if spec.startswith(sequences.PREFIX):
+        return sequences.short_name(spec)
     path = Path(spec).resolve()
     if path.is_dir():
         return path.name
