@@ -17,14 +17,16 @@ import numpy as np
 from rich.console import Console
 
 from ffjax import checkpoint, detectors, run, train
-from ffjax.data import sets
+from ffjax.data import patches, sets
+from ffjax.data.jpeg_history import history_scores
 from ffjax.detectors import weights
+from ffjax.detectors.loading import parse_options
 from ffjax.engine import Compute
-from ffjax.evaluate import margins
-from ffjax.metrics import Estimate, Scores, summary
+from ffjax.evaluate import margins, mask_overlap
+from ffjax.metrics import Estimate, Scores, average, summary
 from ffjax.progress import stage, step
 from ffjax.train import TrainConfig
-from ffjax.types import ImageSet, Variables
+from ffjax.types import Detector, ImageSet, Variables
 
 SHOWN = ("clean_accuracy", "clean_balanced_accuracy", "clean_auc", "clean_eer")
 
@@ -41,6 +43,8 @@ class Config:
     """Sets it is only tested on."""
     size: int = 128
     """Image side in pixels."""
+    options: tuple[str, ...] = ()
+    """The architecture's own options: key=value, such as width=16 norm=group."""
     dropout: float | None = None
     """Share dropped before the dense layers in training; the architecture's own by default."""
     images: int | None = None
@@ -54,7 +58,8 @@ def main(cfg: Config) -> None:
     """Trains, selects the epoch on validation AUC, and reports the test splits once, at the end."""
     console = Console()
     console.print(f"ffjax: training {cfg.arch} on {cfg.data} -> {cfg.out}", highlight=False)
-    detector = detectors.build(cfg.arch, cfg.size, cfg.dropout)
+    options = detectors.all_options(cfg.arch, parse_options(cfg.options))
+    detector = detectors.build(cfg.arch, cfg.size, cfg.dropout, **options)
     run.check(cfg.out, cfg)
     with step(console, "loading images (the embedded sets are generated at first use)"):
         images = sets.load(cfg.data, "train", cfg.size, cfg.images)
@@ -78,15 +83,46 @@ def main(cfg: Config) -> None:
             detector, images, cfg.train, cfg.compute, lambda v: scores(v, validation)["clean_auc"].value, shots, watch
         )
     shots.close()
-    found = {name: scores(best, sets.load(name, "test", cfg.size)) for name in (cfg.data, *cfg.others)}
-    results = {sets.short_name(name): {m: f[m]._asdict() for m in SHOWN} for name, f in found.items()}
-    meta = {"arch": cfg.arch, "size": cfg.size, "seed": cfg.train.seed, "trained_on": cfg.data, "test": results}
+    results = {}
+    for name in (cfg.data, *cfg.others):
+        held_out = sets.load(name, "test", cfg.size)
+        found = {m: e for m, e in scores(best, held_out).items() if m in SHOWN} | _mask(detector, best, held_out, cfg)
+        results[sets.short_name(name)] = {m: e._asdict() for m, e in found.items()}
+    meta = {
+        "arch": cfg.arch,
+        "size": cfg.size,
+        "options": options,
+        "seed": cfg.train.seed,
+        "trained_on": cfg.data,
+        "test": results,
+    }
     command = "python -m experiments.train_detector " + shlex.join(sys.argv[1:])
     weights.save(folder / "weights.safetensors", best, meta | {"validation_auc": score, "command": command})
     run.write_json(folder / "results.json", meta | {"validation_auc": score})
-    for name, by_metric in results.items():
-        told = ", ".join(f"{m[6:]} {e['value']:.3f} [{e['low']:.3f}, {e['high']:.3f}]" for m, e in by_metric.items())
+    for name, by_metric in (results | _history(cfg, images)).items():
+        told = ", ".join(
+            f"{m.removeprefix('clean_')} {e['value']:.3f} [{e['low']:.3f}, {e['high']:.3f}]"
+            for m, e in by_metric.items()
+        )
         console.print(f"{name} test (n = {by_metric['clean_accuracy']['n']}): {told}", highlight=False)
+
+
+def _mask(detector: Detector, variables: Variables, data: ImageSet, cfg: Config) -> dict[str, Estimate]:
+    """Mean intersection over union of the mask on the fakes, where network and data have masks."""
+    fakes = data.labels == 1
+    if data.masks is None or not detectors.has_mask(detector):
+        return {}
+    forward = jax.tree_util.Partial(detector.apply, variables)
+    overlap = mask_overlap(forward, data.images[fakes], data.masks[fakes], cfg.compute)
+    return {"clean_mask_iou": average(overlap, data.groups[fakes])}
+
+
+def _history(cfg: Config, images: ImageSet) -> dict[str, dict[str, dict[str, float]]]:
+    """What the JPEG history of patches alone gives away, scored as a detector is; nothing for other data."""
+    if not cfg.data.startswith(patches.PREFIX):
+        return {}
+    found = summary(history_scores(images, sets.load(cfg.data, "test", cfg.size)))
+    return {"JPEG history alone,": {name: found[name]._asdict() for name in SHOWN}}
 
 
 if __name__ == "__main__":

@@ -46,6 +46,15 @@ def margins(forward: Forward, images: np.ndarray, compute: Compute, pattern: np.
     return np.concatenate([np.asarray(_margin(forward, x, delta))[:kept] for x, kept in _batches(images, compute)])
 
 
+def mask_overlap(forward: Forward, images: np.ndarray, masks: np.ndarray, compute: Compute) -> np.ndarray:
+    """(N,) intersection over union of what the network's mask calls forged (logit > 0) and the true masks (N, H, W)
+    uint8 in {0, 255}; 1 where both are empty. A mask of another size is brought to the image's (bilinear)."""
+    said = np.concatenate([np.asarray(_forged(forward, x))[:kept] for x, kept in _batches(images, compute)])
+    true = masks > 0
+    both, either = ((said & true).sum(axis=(1, 2)), (said | true).sum(axis=(1, 2)))
+    return np.where(either == 0, 1.0, both / np.maximum(either, 1))
+
+
 def activations(forward: Forward, images: np.ndarray, compute: Compute) -> dict[str, dict[str, float]]:
     """Layer -> {mean_abs, active}: mean |a| and share of a > 0 over images, positions and channels."""
     sums, count = {}, 0
@@ -100,6 +109,13 @@ def _files(images: np.ndarray, condition: Condition) -> tuple[np.ndarray, np.nda
 def _margin(forward: Forward, images: Array, delta: Array) -> Array:
     x = images.astype(jnp.float32) / 255 if images.dtype == jnp.uint8 else images
     return margin(forward(balls.apply(x, delta[None])))
+
+
+@jax.jit
+def _forged(forward: Forward, images: Array) -> Array:
+    mask = forward(images.astype(jnp.float32) / 255).mask
+    assert mask is not None, "the network has no mask"
+    return jax.image.resize(mask, images.shape[:3], "bilinear") > 0
 
 
 @jax.jit

@@ -100,6 +100,13 @@ def summary(
     }
 
 
+def average(values: np.ndarray, groups: np.ndarray, resamples: int = 1000, seed: int = 0) -> Estimate:
+    """The mean of values (N,) over images of those groups (N,), by the same bootstrap."""
+    weights = [weights for (weights,) in _chunks(resamples, len(values), (groups, seed, 0))]
+    means = np.concatenate([_mean(values, part) for part in weights])
+    return _estimate(means, len(values), len(np.unique(groups)) > 1)
+
+
 def merge(*parts: Scores) -> Scores:
     """Scores of several batches as one; nothing depends on how the images were cut into batches, or on their order."""
     return Scores(*(np.concatenate(field) for field in zip(*parts, strict=True)))

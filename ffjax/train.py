@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from ffjax.checkpoint import Snapshots
 from ffjax.data.augment import Augment, augmented
 from ffjax.data.batches import batch_at
 from ffjax.engine import Compute
-from ffjax.types import Array, Batch, Detector, ImageSet, Variables
+from ffjax.types import Array, Batch, Detector, ImageSet, Outputs, Variables
 
 LossFn = Callable[[Variables, Batch, Array], tuple[Array, tuple[Array, Variables]]]
 """(variables, batch, key) -> (losses (B,), (logits (B, 2), variables with new running statistics))."""
@@ -23,14 +23,17 @@ LossFn = Callable[[Variables, Batch, Array], tuple[Array, tuple[Array, Variables
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """What is trained: epochs over the split, images a step, Adam's peak rate (cosine decay to 0), decay of the running
-    average of the weights (what is validated and kept; 0 for the last step's), seed of weights and batches, and the
-    variations of the images."""
+    average of the weights (what is validated and kept; 0 for the last step's), seed of weights and batches, the type
+    that the training forward computes in (see `at_precision`), the weight of the mask's loss beside the verdict's
+    (where network and data have masks), and the variations of the images."""
 
     epochs: int = 24
     batch: int = 32
     rate: float = 2e-3
     average: float = 0.99
     seed: int = 0
+    precision: Literal["float32", "bfloat16"] = "float32"
+    mask: float = 1.0
     augment: Augment = field(default_factory=Augment)
 
 
@@ -51,12 +54,41 @@ class TrainInfo(NamedTuple):
     accuracy: Array
 
 
-def cross_entropy(detector: Detector) -> LossFn:
-    """Two-class cross-entropy of the training forward (dropout and batch statistics on)."""
+def at_precision(detector: Detector, precision: str) -> Detector:
+    """The detector with a training forward that computes in this type; the detector itself for float32.
+
+    Weights, their gradients, running statistics, outputs and the loss stay float32, and so does `apply`: what is
+    validated, kept and attacked is the float32 network.
+    """
+    if precision == "float32":
+        return detector
+
+    def train(variables: Variables, images: Array, key: Array) -> tuple[Outputs, Variables]:
+        low = {**variables, "params": _cast(variables["params"], precision)}
+        outputs, updated = detector.train(low, images.astype(precision), key)
+        kept = {name: tree for name, tree in updated.items() if name != "params"}
+        return _cast(outputs, "float32"), {**variables, **_cast(kept, "float32")}
+
+    return detector._replace(train=train)
+
+
+def _cast(tree: Any, precision: str) -> Any:
+    return optax.tree.cast(tree, precision)
+
+
+def cross_entropy(detector: Detector, mask: float = 1.0) -> LossFn:
+    """Two-class cross-entropy of the training forward (dropout and batch statistics on).
+
+    Where the network has a mask and the batch has the true ones, plus `mask` times the mean over pixels of the mask's
+    own cross-entropy; masks of another size than the network's are resized (bilinear, antialiased).
+    """
 
     def loss(variables: Variables, batch: Batch, key: Array) -> tuple[Array, tuple[Array, Variables]]:
         outputs, variables = detector.train(variables, batch.images, key)
         losses = optax.softmax_cross_entropy_with_integer_labels(outputs.logits, batch.labels)
+        if outputs.mask is not None and batch.masks is not None:
+            truth = jax.image.resize(batch.masks, outputs.mask.shape, "bilinear", antialias=True)
+            losses += mask * optax.sigmoid_binary_cross_entropy(outputs.mask, truth).mean(axis=(1, 2))
         return losses, (outputs.logits, variables)
 
     return loss
@@ -108,7 +140,7 @@ def fit(
     epoch_steps = -(-len(data.labels) // config.batch)
     steps = epoch_steps * config.epochs
     optimiser = optax.adam(optax.cosine_decay_schedule(config.rate, steps))
-    step = make_step(cross_entropy(detector), optimiser, config.average)
+    step = make_step(cross_entropy(at_precision(detector, config.precision), config.mask), optimiser, config.average)
     key_init, key_steps = jax.random.split(jax.random.key(config.seed))
     on = devices.mesh(compute.devices)
 

@@ -1,5 +1,7 @@
 """Training: it learns, averages as it says, keeps the epoch validation likes, and resumes to the same bits."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,11 +12,13 @@ from toys import SIZE, TOY
 from ffjax import checkpoint, train
 from ffjax.data.augment import Augment
 from ffjax.data.batches import batch_at
+from ffjax.detectors import build
 from ffjax.engine import Compute
 from ffjax.evaluate import margins
 from ffjax.train import TrainConfig
 from ffjax.types import ImageSet
 
+MESO = build("meso4", 32, 0.0)
 COMPUTE = Compute(chunk=3, batch=8)
 PLAIN = Augment(flip=0.5, shift=0.0, jpeg=0.0, light=0.0)
 
@@ -47,6 +51,24 @@ def test_fit_learns_an_easy_task(tmp_path):
     assert score == accuracy(variables) > 0.95
     first = TOY.init(jax.random.split(jax.random.key(0))[0])
     assert accuracy(first) < 0.8
+
+
+def test_bfloat16_learns_too_and_leaves_everything_it_keeps_in_float32(tmp_path):
+    config = TrainConfig(epochs=20, batch=16, rate=3e-2, precision="bfloat16", augment=PLAIN)
+    variables, score = trained(tmp_path, config)
+    assert score == accuracy(variables) > 0.95
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {np.dtype(np.float32)}
+
+
+def test_at_precision_computes_the_training_forward_there_and_nothing_else():
+    low, images, key = train.at_precision(MESO, "bfloat16"), jnp.ones((8, 32, 32, 3)) / 3, jax.random.key(0)
+    variables = MESO.init(key)
+    assert train.at_precision(MESO, "float32") is MESO and low.apply is MESO.apply
+    assert "bf16" in str(jax.make_jaxpr(low.train)(variables, images, key))
+    (near, updated), (exact, expected) = (d.train(variables, images, key) for d in (low, MESO))
+    assert {leaf.dtype for leaf in jax.tree.leaves((near, updated))} == {np.dtype(np.float32)}
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=0.05, atol=0.02), updated, expected)
+    assert not jnp.array_equal(near.logits, exact.logits)
 
 
 def test_killed_in_any_epoch_it_resumes_to_the_same_bits(tmp_path):

@@ -10,6 +10,7 @@ from PIL import Image
 
 from experiments.train_detector import Config, main
 from ffjax import detectors, run
+from ffjax.train import TrainConfig
 
 
 @pytest.fixture
@@ -26,6 +27,21 @@ def pictures(tmp_path):
     with (folder / "labels.csv").open("w", newline="") as file:
         csv.writer(file).writerows([("file", "label", "split"), *rows])
     return folder
+
+
+@pytest.mark.slow
+def test_options_reach_the_network_and_the_file_and_patches_show_what_their_history_gives_away(tmp_path, capsys):
+    folder, rng = tmp_path / "photographs", np.random.default_rng(0)
+    folder.mkdir()
+    for i in range(12):
+        Image.fromarray(rng.integers(0, 255, (64, 64, 3)).astype(np.uint8)).save(folder / f"{i}.png")
+    data, out = f"patches:{folder}?operation=median3&patches=8", tmp_path / "made"
+    words = {"arch": "laplacian", "options": ("widths=[4, 4, 4, 4, 8]",), "size": 64, "data": data, "others": ()}
+    main(Config(**words, train=TrainConfig(epochs=3, precision="bfloat16"), out=out))  # type: ignore[arg-type]
+    loaded = detectors.load(f"laplacian:{out}/weights.safetensors")
+    assert loaded.meta["options"]["widths"] == [4, 4, 4, 4, 8]
+    assert loaded.variables["params"]["conv1"]["kernel"].shape[-1] == 4
+    assert "JPEG history alone, test (n = " in capsys.readouterr().out
 
 
 @pytest.mark.slow
