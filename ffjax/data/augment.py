@@ -32,7 +32,8 @@ class Augment:
 
 
 def augmented(batch: Batch, config: Augment, seed: int, step: int) -> Batch:
-    """A batch of numpy arrays, each row varied by its own draws; float32 in [0, 1], masks flipped along."""
+    """A batch of numpy arrays (B, H, W, 3 or 1), each row varied by its own draws; float32 in [0, 1], masks flipped
+    along."""
     draws = [np.random.Generator(np.random.Philox(key=[seed, (step << 20) + i])) for i in range(len(batch.labels))]
     images, masks = np.array(batch.images), None if batch.masks is None else np.array(batch.masks)
     for i, rng in enumerate(draws):
@@ -43,7 +44,8 @@ def augmented(batch: Batch, config: Augment, seed: int, step: int) -> Batch:
     qualities = [int(rng.integers(*config.jpeg_quality, endpoint=True)) if rng.random() < config.jpeg else 0
                  for rng in draws]  # fmt: skip
     for i in np.flatnonzero(qualities):
-        images[i] = codecs.to_float(codecs.decode(codecs.jpeg_bytes(codecs.to_uint8(images[i]), qualities[i])))
+        coded = codecs.jpeg_bytes(codecs.to_uint8(images[i]), qualities[i])
+        images[i] = codecs.to_float(codecs.decode(coded, images.shape[-1]))
     return batch._replace(images=images, masks=masks)
 
 

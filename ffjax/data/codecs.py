@@ -1,6 +1,7 @@
 """Eight bits and real files: what an image goes through when it is stored and opened again.
 
-Everything here is host numpy and Pillow. Float images are float32 NHWC in [0, 1]; stored ones are uint8.
+Everything here is host numpy and Pillow. Float images are float32 NHWC in [0, 1]; stored ones are uint8. C is 3 (RGB)
+or 1 (grey).
 """
 
 import io
@@ -50,22 +51,23 @@ def to_float(images: np.ndarray) -> np.ndarray:
 
 
 def png_bytes(image: np.ndarray) -> bytes:
-    """(H, W, 3) uint8 -> a PNG file. Lossless; compressed at the fastest level, since the bytes are seldom kept."""
+    """(H, W, C) uint8 -> a PNG file. Lossless; compressed at the fastest level, since the bytes are seldom kept."""
     return _encoded(image, format="PNG", compress_level=1)
 
 
 def jpeg_bytes(image: np.ndarray, quality: int) -> bytes:
-    """(H, W, 3) uint8 -> a baseline JPEG file by libjpeg, chroma 4:2:0, quality 1..100 on libjpeg's scale.
+    """(H, W, C) uint8 -> a baseline JPEG file by libjpeg, chroma 4:2:0, quality 1..100 on libjpeg's scale.
 
-    Raises InputError on another quality.
+    Grey is coded as the luma of three equal channels would be. Raises InputError on another quality.
     """
     if not 1 <= quality <= 100:
         raise InputError(f"JPEG quality {quality} is outside 1..100")
     return _encoded(image, format="JPEG", quality=quality, subsampling="4:2:0")
 
 
-def decode(data: bytes) -> np.ndarray:
-    """The bytes of an image file -> (H, W, 3) uint8 RGB, upright; the first frame where there are several.
+def decode(data: bytes, channels: int = 3) -> np.ndarray:
+    """The bytes of an image file -> (H, W, channels) uint8, upright: RGB, or its luma for 1 (exactly the values of a
+    grey file); the first frame where there are several.
 
     16-bit grey is scaled by 1/257 and rounded (65535 -> 255); of 16-bit colour Pillow keeps the high byte, at most one
     level lower. Float images must be in [0, 1]. Transparent pixels are laid on white, the page they are usually seen
@@ -77,7 +79,8 @@ def decode(data: bytes) -> np.ndarray:
         with Image.open(io.BytesIO(data)) as image:
             _refuse_huge(image)
             image.load()
-            return np.array(_upright(_rgb(image), _orientation(image)))
+            upright = _upright(_rgb(image), _orientation(image))
+            return np.array(upright) if channels == 3 else np.array(upright.convert("L"))[..., None]
     except InputError:
         raise
     except Image.UnidentifiedImageError:
@@ -90,12 +93,12 @@ def decode(data: bytes) -> np.ndarray:
 
 
 def png(images: np.ndarray) -> np.ndarray:
-    """(B, H, W, 3) float32 in [0, 1] -> the same, written as PNG and read again: exactly `to_uint8(images) / 255`."""
+    """(B, H, W, C) float32 in [0, 1] -> the same, written as PNG and read again: exactly `to_uint8(images) / 255`."""
     return _round_trip(images, png_bytes)
 
 
 def jpeg(images: np.ndarray, quality: int) -> np.ndarray:
-    """(B, H, W, 3) float32 in [0, 1] -> the same, written as JPEG (see `jpeg_bytes`) and read again.
+    """(B, H, W, C) float32 in [0, 1] -> the same, written as JPEG (see `jpeg_bytes`) and read again.
 
     Each image is coded by itself: its result does not depend on its companions in the batch.
     """
@@ -112,19 +115,20 @@ STORAGE: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "jpeg90": partial(jpeg, quality=90),
     "jpeg75": partial(jpeg, quality=75),
 }
-"""How an image is kept between the attacker and the detector: (B, H, W, 3) float32 in [0, 1] -> the same."""
+"""How an image is kept between the attacker and the detector: (B, H, W, C) float32 in [0, 1] -> the same."""
 
 
 def _encoded(image: np.ndarray, **options) -> bytes:
     file = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(image, np.uint8)).save(file, **options)
+    grey = image.shape[-1] == 1
+    Image.fromarray(np.ascontiguousarray(image[..., 0] if grey else image, np.uint8)).save(file, **options)
     return file.getvalue()
 
 
 def _round_trip(images: np.ndarray, encode: Callable[[np.ndarray], bytes]) -> np.ndarray:
     stored = to_uint8(images)
     with ThreadPoolExecutor(WORKERS) as pool:
-        for i, image in enumerate(pool.map(lambda image: decode(encode(image)), stored.copy())):
+        for i, image in enumerate(pool.map(lambda image: decode(encode(image), image.shape[-1]), stored.copy())):
             stored[i] = image
     return to_float(stored)
 

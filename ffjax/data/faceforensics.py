@@ -20,6 +20,7 @@ from rich.progress import track
 
 from ffjax.data import codecs, forged_faces, video
 from ffjax.data.examples import Example
+from ffjax.data.folder import MIN_SIDE
 from ffjax.data.sequences import Clip, Sequences, clips
 from ffjax.errors import InputError
 from ffjax.types import ImageSet
@@ -38,7 +39,7 @@ class FaceForensics(tfds.core.GeneratorBasedBuilder):
     """Faces cut out of FaceForensics++ videos. metadata: per video, how many frames were looked at and had no face."""
 
     # To be raised whenever a pixel changes: sets made before are found again by it.
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version("1.0.1")
 
     def _info(self) -> tfds.core.DatasetInfo:
         chosen = self.builder_config
@@ -93,8 +94,11 @@ def load(
     labels: 1 = manipulated. groups: the identity pair of the split file, by its smaller number; both originals and all
     manipulations of a pair are one group. names: 'Deepfakes/033_097/0021'. What was kept is made anew if a video, split
     or box file has changed. InputError, one line that names the file: no such folder (with where the data is to be
-    had), compression, method, split file or video; a video cut short; a mask of another size; no face at all.
+    had), compression, method, split file or video; an identity in two pairs; a video cut short; a mask of another size;
+    a box beside the frame or too small; no face at all.
     """
+    if size < 1:
+        raise InputError(f"{settings.folder}: size {size}: must be at least 1 pixel")
     made = config(settings, split, size)
     where = str(data_dir or forged_faces.default_data_dir())
     tfds.disable_progress_bar()
@@ -144,20 +148,21 @@ def _all_faces(found: list[Clip], settings: Sequences, size: int) -> Iterator[tu
         starts = range(0, len(found), 2 * codecs.WORKERS)
         for start in track(starts, "Cutting faces", console=Console(stderr=True), transient=True, disable=hidden):
             part = found[start : start + 2 * codecs.WORKERS]
-            yield from pool.map(lambda clip: faces(clip, settings.frames, size, boxes), part)
+            yield from pool.map(lambda clip: faces(clip, settings, size, boxes), part)
 
 
-def faces(clip: Clip, count: int, size: int, boxes: video.Boxes | None = None) -> tuple[list[Example], int]:
-    """A clip's faces, each (size, size, 3), and how many frames were looked at. boxes None: the cascade finds them."""
+def faces(clip: Clip, settings: Sequences, size: int, boxes: video.Boxes | None) -> tuple[list[Example], int]:
+    """A clip's faces, each (size, size, 3), and how many frames were looked at. boxes: what settings.boxes holds; None:
+    the cascade finds them."""
     known = video.numbers(clip.path)
-    wanted = [known[i] for i in video.spread(len(known), count)]
+    wanted = [known[i] for i in video.spread(len(known), settings.frames)]
     masks = video.frames(clip.mask, wanted) if clip.mask else None
     found = []
     for number, frame in zip(wanted, video.frames(clip.path, wanted), strict=True):
         mask = _mask(next(masks), frame, clip) if masks else np.zeros(frame.shape[:2], np.uint8)
         box = video.largest_face(frame) if boxes is None else boxes.get(clip.name, {}).get(number)
         if box is not None:
-            top, left, side = _inside(box, frame, f"{clip.name} frame {number}")
+            top, left, side = _inside(box, frame, f"{settings.boxes or clip.path}: {clip.name} frame {number}")
             cut = slice(top, top + side), slice(left, left + side)
             area = np.where(_resized(mask[cut], size) > 127, 255, 0).astype(np.uint8)
             name = f"{clip.name}/{number:04d}"
@@ -176,7 +181,12 @@ def _inside(box: video.Box, frame: np.ndarray, what: str) -> tuple[int, int, int
     height, width = frame.shape[:2]
     if not (0 <= box.x + box.width / 2 <= width and 0 <= box.y + box.height / 2 <= height):
         raise InputError(f"{what}: the middle of the box {tuple(box)} is outside the {width}x{height} frame")
-    return video.square(box, height, width)
+    top, left, side = video.square(box, height, width)
+    if side < MIN_SIDE:
+        raise InputError(
+            f"{what}: the cut about the box {tuple(box)} is {side} wide, at least {MIN_SIDE} pixels are needed"
+        )
+    return top, left, side
 
 
 def _resized(image: np.ndarray, size: int) -> np.ndarray:

@@ -5,6 +5,8 @@ has learnt the data set, not the operation; where this baseline is above one hal
 what blurs or sharpens moves the traces a little too, which the same figure on never-compressed photographs tells apart.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 from scipy.fft import dct
 from sklearn.linear_model import LogisticRegression
@@ -25,8 +27,13 @@ STEPS = range(2, 25)
 """Quantisation steps whose comb is looked for."""
 
 
-def history_scores(train: ImageSet, test: ImageSet, seed: int = 0) -> Scores:
-    """A logistic regression on `jpeg_history`, fitted on train, as scores of test.
+def history_scores(train: ImageSet, data: ImageSet, seed: int = 0) -> Scores:
+    """The baseline fitted on train, as scores of data: any split of any set (`history_scorer`, for one set)."""
+    return history_scorer(train, seed)(data)
+
+
+def history_scorer(train: ImageSet, seed: int = 0) -> Callable[[ImageSet], Scores]:
+    """A logistic regression on `jpeg_history`, fitted on train once -> what scores any set with it, colour or grey.
 
     clean = attacked = its log odds of "processed", so `metrics.summary(scores)["clean_balanced_accuracy"]` is the
     baseline's accuracy with its interval over photographs. InputError where train holds one class only.
@@ -35,8 +42,12 @@ def history_scores(train: ImageSet, test: ImageSet, seed: int = 0) -> Scores:
         raise InputError("the JPEG-history baseline needs both classes to be fitted")
     model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000, random_state=seed))
     model.fit(jpeg_history(train.images), train.labels)
-    margins = model.decision_function(jpeg_history(test.images))
-    return Scores(test.labels, test.groups, margins, margins)
+
+    def scores(data: ImageSet) -> Scores:
+        margins = model.decision_function(jpeg_history(data.images))
+        return Scores(data.labels, data.groups, margins, margins)
+
+    return scores
 
 
 def jpeg_history(images: np.ndarray) -> np.ndarray:

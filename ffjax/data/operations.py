@@ -19,13 +19,15 @@ from ffjax.errors import InputError
 
 class Operation(NamedTuple):
     """apply(photograph (H, W, C) uint8, strength, rng) -> (H', W', C) uint8. usual: the strength where none is given.
-    low, high: strengths it takes, both included. means: what a strength is, for messages."""
+    low, high: strengths it takes, both included, of those for which `takes` is true. means: what a strength is, for
+    messages."""
 
     apply: Callable[[np.ndarray, float, np.random.Generator], np.ndarray]
     usual: float
     low: float
     high: float
     means: str
+    takes: Callable[[float], bool] = lambda strength: True
 
 
 class Chosen(NamedTuple):
@@ -56,10 +58,8 @@ def _one(part: str, text: str) -> Chosen:
         )
     operation = OPERATIONS[found[1]]
     strength = float(found[2]) if found[2] else operation.usual
-    if not operation.low <= strength <= operation.high or (found[1] == "median" and strength % 2 != 1):
+    if not operation.low <= strength <= operation.high or not operation.takes(strength):
         raise InputError(f"operation {part!r}: {operation.means} from {operation.low:g} to {operation.high:g}")
-    if found[1] == "resample" and strength == 1:
-        raise InputError(f"operation {part!r}: a factor of 1 changes nothing")
     return Chosen(f"{found[1]}{strength:g}", operation, strength)
 
 
@@ -68,8 +68,7 @@ def _median(image: np.ndarray, window: float, rng: np.random.Generator) -> np.nd
 
 
 def _jpeg(image: np.ndarray, quality: float, rng: np.random.Generator) -> np.ndarray:
-    colour = np.broadcast_to(image, (*image.shape[:2], 3))  # of three equal channels only the luma is left to code
-    return codecs.decode(codecs.jpeg_bytes(colour, int(quality)))[..., : image.shape[2]]
+    return codecs.decode(codecs.jpeg_bytes(image, int(quality)), image.shape[2])
 
 
 def _resample(image: np.ndarray, factor: float, rng: np.random.Generator) -> np.ndarray:
@@ -102,9 +101,11 @@ def resized(image: np.ndarray, to: tuple[int, int], how: Image.Resampling) -> np
 
 
 OPERATIONS = {
-    "median": Operation(_median, 3, 3, 15, "odd window widths in pixels"),
-    "jpeg": Operation(_jpeg, 75, 1, 100, "libjpeg qualities"),
-    "resample": Operation(_resample, 1.2, 0.5, 4, "factors of the side (bicubic, antialiased)"),
+    "median": Operation(_median, 3, 3, 15, "odd window widths in pixels", lambda width: width % 2 == 1),
+    "jpeg": Operation(_jpeg, 75, 1, 100, "whole libjpeg qualities", lambda quality: quality % 1 == 0),
+    "resample": Operation(
+        _resample, 1.2, 0.5, 4, "factors of the side but 1, which changes nothing,", lambda factor: factor != 1
+    ),
     "blur": Operation(_blur, 1, 0.1, 10, "Gaussian standard deviations in pixels"),
     "noise": Operation(_noise, 2, 0.1, 64, "Gaussian standard deviations in levels of 255"),
     "recapture": Operation(_recapture, 0.5, 0.05, 1, "shares of the screen's full structure"),

@@ -2,6 +2,13 @@
 
 A pure function of (folders, settings, split), not a tfds builder: the photographs are the user's and may change, a
 patch costs a millisecond, and a cache would have to know every file's content to be right.
+
+A set kept for testing only, such as Kodak's, is a folder of its own:
+
+    patches:bsds500-subset/test?operation=median3&test=kodak/colour
+
+trains and validates on photographs of the first folder and tests on all of the second. `load` refuses a photograph
+whose file name is in both; a copy under another name it cannot know.
 """
 
 import io
@@ -25,6 +32,9 @@ SPLITS = {"train": 3, "validation": 1, "test": 1}
 
 BLOCK_CODED = ("JPEG", "MPO", "WEBP")
 """Formats (Pillow's names) that code in blocks; MPO is what some cameras call a JPEG."""
+
+UNCHANGED = 0.05
+"""Share of an operation's patches, at most, that may come out as they went in (flat sky under a median filter)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +79,8 @@ def load(settings: Patches, split: str, size: int) -> ImageSet:
     repetition. A pair depends on its photograph, the settings and the size alone. Flat patches are kept.
 
     names: 'FILE/PLACE-original' and 'FILE/PLACE-median3'. InputError, with the file: no photographs, a damaged or too
-    small one, an unknown split, or one photograph's name in folders of different splits.
+    small one, an unknown split, one photograph's name in folders of different splits, or an operation that leaves more
+    than UNCHANGED of its patches bit for bit as they were, whose labels would say what is not so.
     """
     if split not in SPLITS or size < 1:
         raise InputError(f"split {split}, size {size}: needs one of {', '.join(SPLITS)} and at least 1 pixel")
@@ -78,18 +89,21 @@ def load(settings: Patches, split: str, size: int) -> ImageSet:
     with ThreadPoolExecutor(codecs.WORKERS) as pool:
         cut = list(pool.map(lambda file: _pairs(root, file, operations, settings, size), files))
     counts = [len(names) for _, names in cut]
-    return ImageSet(
+    data = ImageSet(
         images=np.concatenate([images for images, _ in cut]),
         labels=np.arange(sum(counts), dtype=np.int32) % 2,
         groups=np.repeat([photographs.index(file.stem) for file in files], counts).astype(np.int32),
         names=tuple(name for _, names in cut for name in names),
     )
+    _refuse_unchanged(data, root, operations)
+    return data
 
 
 def short_name(spec: str) -> str:
-    """What tables call it: the photographs' folder and the operation."""
+    """What tables call it: the photographs' folder, the operation, and every other setting that is not its default."""
     settings = parse(spec)
-    return f"{settings.folder.resolve().name}-{settings.operation}"
+    other = specs.differences(settings, named=("folder", "operation"))
+    return f"{settings.folder.resolve().name}-{settings.operation}{other}"
 
 
 def _folder(settings: Patches, split: str) -> Path:
@@ -127,17 +141,25 @@ def _refuse_shared(folders: dict[str, Path], files: dict[Path, list[Path]]) -> N
                 )
 
 
+def _refuse_unchanged(data: ImageSet, root: Path, operations: tuple[Chosen, ...]) -> None:
+    same = (data.images[::2] == data.images[1::2]).all(axis=(1, 2, 3))
+    by = np.array([name.rpartition("-")[2] for name in data.names[1::2]])
+    for operation in operations:
+        share = same[by == operation.name].mean() if operation.name in by else 0
+        if share > UNCHANGED:
+            raise InputError(
+                f"{root}: operation {operation.name} leaves {100 * share:.0f} % of its patches as they were, "
+                f"more than {100 * UNCHANGED:g} %: their label would be false; another strength is needed"
+            )
+
+
 def _pairs(
     root: Path, file: Path, operations: tuple[Chosen, ...], settings: Patches, size: int
 ) -> tuple[np.ndarray, list[str]]:
     """One photograph -> (2 n, size, size, C): original, processed, original, ... and their names."""
-    photograph = _photograph(file, settings.channels)
+    photograph = _fits(file, _photograph(file, settings.channels), size)
     rng = np.random.default_rng((settings.seed, zlib.crc32(file.stem.encode())))
-    processed = [operation(photograph, rng) for operation in operations]
-    for image in (photograph, *processed):
-        if min(image.shape[:2]) < size:
-            across = f"{image.shape[1]}x{image.shape[0]}"
-            raise InputError(f"{file}: patches of {size} pixels do not fit into {across} (JPEGs are halved first)")
+    processed = [_fits(file, operation(photograph, rng), size) for operation in operations]
     height, width = photograph.shape[:2]
     places = (height - size + 1) * (width - size + 1)
     drawn = rng.choice(places, min(settings.patches, places), replace=False)
@@ -148,6 +170,13 @@ def _pairs(
         images += [_crop(photograph, centre, size), _crop(processed[turn], centre, size)]
         names += [f"{file.relative_to(root).as_posix()}/{i:03d}-{what}" for what in ("original", operations[turn].name)]
     return np.stack(images), names
+
+
+def _fits(file: Path, image: np.ndarray, size: int) -> np.ndarray:
+    if min(image.shape[:2]) < size:
+        across = f"{image.shape[1]}x{image.shape[0]}"
+        raise InputError(f"{file}: patches of {size} pixels do not fit into {across} (JPEGs are halved first)")
+    return image
 
 
 def _photograph(file: Path, channels: int) -> np.ndarray:
@@ -161,7 +190,8 @@ def _photograph(file: Path, channels: int) -> np.ndarray:
     except InputError as error:
         raise InputError(f"{file}: {error}") from None
     if coded:
-        image = resized(image, (image.shape[1] // 2, image.shape[0] // 2), Image.Resampling.LANCZOS)
+        height, width = (max(1, side // 2) for side in image.shape[:2])
+        image = resized(image, (width, height), Image.Resampling.LANCZOS)
     return image if channels == 3 else np.asarray(Image.fromarray(image).convert("L"))[..., None]
 
 

@@ -75,20 +75,26 @@ def parse(spec: str) -> Sequences:
 
 
 def short_name(spec: str) -> str:
-    """What tables call it: 'c23-Deepfakes+FaceSwap'."""
+    """What tables call it: 'c23-Deepfakes+FaceSwap', and every other setting that is not its default."""
     settings = parse(spec)
-    return f"{settings.compression}-{settings.methods}"
+    other = specs.differences(settings, named=("folder", "compression", "methods"))
+    return f"{settings.compression}-{settings.methods}{other}"
 
 
 def clips(settings: Sequences, split: str) -> list[Clip]:
-    """The videos of a split: the originals, then each method's, in the split file's order. InputError as `load`."""
+    """The videos of a split: the originals, then each method's, in the split file's order.
+
+    A split file lists a pair once, in either order; both of its manipulations are taken. InputError as `load`, and,
+    with the files and pairs, for an identity in more than one pair of the split files that there are: between splits it
+    would leak, within one it would be there twice.
+    """
     if split not in SPLITS:
         raise InputError(f"split {split}: unknown; known: {', '.join(SPLITS)}")
     if not settings.folder.is_dir():
         raise InputError(f"{settings.folder}: no such folder. {SOURCE}")
     if settings.boxes and not Path(settings.boxes).is_file():
         raise InputError(f"{settings.boxes}: no such file of boxes")
-    pairs = _pairs(Path(settings.splits or settings.folder / "splits") / SPLITS[split])
+    pairs = _pairs(Path(settings.splits or settings.folder / "splits"), split)
     originals = _sequences(settings, f"original_sequences/{ORIGINAL}")
     found = [_clip(ORIGINAL, originals, who, None, 0, pair) for pair in pairs for who in pair]
     for method in settings.methods.split("+"):
@@ -98,7 +104,24 @@ def clips(settings: Sequences, split: str) -> list[Clip]:
     return found
 
 
-def _pairs(file: Path) -> list[tuple[str, str]]:
+def _pairs(folder: Path, split: str) -> list[tuple[str, str]]:
+    """The pairs of a split, none of whose identities is in another pair or in another split's file."""
+    files = {name: folder / file for name, file in SPLITS.items() if name == split or (folder / file).exists()}
+    listed = {name: _listed(files[name]) for name in (split, *(name for name in files if name != split))}
+    owner: dict[str, str] = {}
+    for name, pairs in listed.items():
+        for pair in pairs:
+            place = f"{'_'.join(pair)} of {files[name]}"
+            for who in pair:
+                if who in owner:
+                    raise InputError(
+                        f"identity {who} is in {owner[who]} and {place}; each may be in one pair of one split"
+                    )
+                owner[who] = place
+    return listed[split]
+
+
+def _listed(file: Path) -> list[tuple[str, str]]:
     try:
         pairs = json.loads(file.read_text())
     except FileNotFoundError:

@@ -30,6 +30,8 @@ def load(spec: str, split: str, size: int, limit: int | None = None) -> ImageSet
         raise InputError(f"split {split}: unknown; known: {', '.join(SPLITS)}")
     if limit is not None and limit < 1:
         raise InputError(f"{spec}: at least one image per class is needed, {limit} asked")
+    if size < 1:
+        raise InputError(f"{spec}: size must be at least 1 pixel, got {size}")
     if spec in EMBEDDED:
         return _limited(_resized(forged_faces.load(spec, split), size), limit)
     if spec.startswith(patches.PREFIX):

@@ -10,9 +10,9 @@ OFF = Augment(flip=0, shift=0, jpeg=0, blur=0, noise=0, light=0)
 ALL = Augment(flip=1, shift=1, jpeg=1, blur=1, noise=1, light=1)
 
 
-def batch(rows: int = 6) -> Batch:
+def batch(rows: int = 6, channels: int = 3) -> Batch:
     rng = np.random.default_rng(0)
-    images = rng.random((rows, 16, 16, 3), np.float32)
+    images = rng.random((rows, 16, 16, channels), np.float32)
     masks = (images[..., 0] > 0.5).astype(np.float32)
     return Batch(images, np.arange(rows, dtype=np.int32) % 2, np.arange(rows, dtype=np.int32), masks)  # type: ignore[arg-type]
 
@@ -33,8 +33,9 @@ def test_rows_do_not_depend_on_their_company():
     np.testing.assert_array_equal(augmented(batch(6), ALL, 0, 1).images[:3], augmented(batch(3), ALL, 0, 1).images)
 
 
-def test_in_range_and_of_the_same_shape_and_the_input_is_left_alone():
-    given = batch()
+@pytest.mark.parametrize("channels", [1, 3])
+def test_in_range_and_of_the_same_shape_and_the_input_is_left_alone(channels):
+    given = batch(channels=channels)
     before = np.array(given.images)
     varied = augmented(given, ALL, 0, 0)
     assert varied.images.shape == before.shape and varied.images.dtype == np.float32

@@ -79,16 +79,27 @@ def test_jpeg_is_pillows_own(quality):
     assert np.array_equal(codecs.jpeg(codecs.to_float(image)[None], quality)[0], codecs.to_float(expected))
 
 
+@pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("name", codecs.STORAGE)
-def test_storage_keeps_shape_range_and_rows(name):
-    images = noise(5, 16, 24, 3)
+def test_storage_keeps_shape_range_and_rows(name, channels):
+    images = noise(5, 16, 24, channels)
     before = images.copy()
     stored = codecs.STORAGE[name](images)
     assert stored.shape == images.shape and stored.dtype == np.float32
     assert stored.min() >= 0 and stored.max() <= 1
     assert np.array_equal(stored[3:4], codecs.STORAGE[name](images[3:4]))
     assert np.array_equal(images, before)
-    assert codecs.STORAGE[name](images[:0]).shape == (0, 16, 24, 3)
+    assert codecs.STORAGE[name](images[:0]).shape == (0, 16, 24, channels)
+
+
+@pytest.mark.parametrize("name", codecs.STORAGE)
+def test_grey_is_stored_as_its_three_equal_channels_would_be(name):
+    grey = noise(3, 16, 24, 1)
+    colour = codecs.STORAGE[name](np.repeat(grey, 3, axis=-1))
+    assert np.array_equal(codecs.STORAGE[name](grey), colour[..., :1])
+    levels = codecs.to_uint8(grey[0])
+    assert np.array_equal(codecs.decode(codecs.png_bytes(levels), channels=1), levels)
+    assert codecs.decode(codecs.png_bytes(levels)).shape == (16, 24, 3)
 
 
 def test_storage_loses_more_the_further_down_the_table():

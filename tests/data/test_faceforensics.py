@@ -196,11 +196,41 @@ def test_what_is_missing_is_named(copy, tmp_path):
     assert "test.json: no such split file" in refused(copy, tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("split", "pairs", "said"),
+    [
+        ("train", [["000", "001"], ["005", "004"]], "005"),  # a pair of test.json, reversed
+        ("train", [["000", "001"], ["006", "004"]], "004"),
+        ("test", [["004", "005"], ["004", "005"]], "004"),
+        ("test", [["004", "005"], ["005", "004"]], "005"),
+        ("test", [["004", "005"], ["006", "005"]], "005"),
+        ("test", [["004", "004"]], "004"),
+    ],
+)
+def test_an_identity_is_in_one_pair_of_one_split(copy, tmp_path, split, pairs, said):
+    (copy / f"splits/{split}.json").write_text(json.dumps(pairs))
+    message = refused(copy, tmp_path)
+    assert f"{said} is in" in message and "test.json" in message and f"{split}.json" in message
+    assert any("_".join(pair) in message for pair in pairs)
+
+
+def test_split_files_that_are_not_there_are_not_missed(copy, tmp_path):
+    (copy / "splits/train.json").unlink()
+    (copy / "splits/val.json").unlink()
+    assert len(load(copy, "test", tmp_path)[0].labels) == 18
+
+
 def test_what_cannot_be_used_is_refused_and_nothing_is_kept(copy, tmp_path):
     (copy / "none.json").write_text("{}")
     assert "copy: no face found in any frame of test" in refused(copy, tmp_path, boxes=str(copy / "none.json"))
     (copy / "far.json").write_text(json.dumps({"youtube/004": {"2": [500, 10, 20, 20]}}))
-    assert "youtube/004 frame 2: the middle of the box" in refused(copy, tmp_path, boxes=str(copy / "far.json"))
+    said = refused(copy, tmp_path, boxes=str(copy / "far.json"))
+    assert "far.json: youtube/004 frame 2: the middle of the box" in said
+    (copy / "dot.json").write_text(json.dumps({"youtube/004": {"2": [50, 10, 0.1, 0.1]}}))
+    said = refused(copy, tmp_path, boxes=str(copy / "dot.json"))
+    assert "dot.json: youtube/004 frame 2: " in said and "at least 8 pixels" in said
+    for size in (0, -1):
+        assert f"size {size}: " in refused(copy, tmp_path, size=size)
     masks = copy / "manipulated_sequences/Deepfakes/masks/images/004_005"
     Image.fromarray(np.zeros((9, 9), np.uint8)).save(masks / "0002.png")
     assert "004_005: 9x9 pixels, but" in refused(copy, tmp_path, masks=1)
@@ -260,6 +290,8 @@ def test_specs():
         "s",
     )
     assert sets.short_name("faceforensics:x?methods=Deepfakes") == "c23-Deepfakes"
+    named = sets.short_name("faceforensics:x?methods=Deepfakes&frames=3&masks=1&boxes=y/b.csv")
+    assert named == "c23-Deepfakes-frames=3-boxes=b.csv-masks=1"
     assert sets.short_name("patches:x/photos") == "photos-median3"
 
 
@@ -272,6 +304,7 @@ def test_specs():
             "method 'DeepFake' is unknown or given twice; known: Deepfakes, Face2Face",
         ),
         ("faceforensics:x?methods=FaceSwap+FaceSwap", "given twice"),
+        ("faceforensics:?frames=3", "no folder is named"),
         ("faceforensics:x?frames=0", "frames must be at least 1"),
         ("faceforensics:x?quality=c23", "'quality' is unknown; known: compression, methods, frames, boxes"),
     ],

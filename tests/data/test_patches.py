@@ -1,49 +1,25 @@
-"""Patches of photographs: what each operation does, how photographs are split, and the JPEG-history baseline."""
+"""Patches of photographs: what each operation does, and how photographs are split."""
 
 import io
 
 import numpy as np
 import pytest
+from photographs import photograph, save, write_thirty
 from PIL import Image
 from scipy import ndimage
 
 from ffjax.data import patches
-from ffjax.data.jpeg_history import history_scores, jpeg_history
 from ffjax.data.operations import OPERATIONS, chosen
 from ffjax.data.patches import SPLITS, Patches, parse
 from ffjax.data.recapture import recapture
 from ffjax.errors import InputError
-from ffjax.metrics import summary
 
 SIZE = 32
 
 
-def photograph(seed: int, height: int = 96, width: int = 128, channels: int = 3) -> np.ndarray:
-    """Smooth light with edges and some grain, never compressed."""
-    rng = np.random.default_rng(seed)
-    light = ndimage.gaussian_filter(rng.normal(size=(height, width, channels)), (6, 6, 0))
-    image = 128 + 500 * light + 40 * (light > 0.05) + rng.normal(size=light.shape)
-    return np.clip(np.rint(image), 0, 255).astype(np.uint8)
-
-
-def jpeg(image: np.ndarray, quality: int = 50) -> np.ndarray:
-    stream = io.BytesIO()
-    Image.fromarray(image).save(stream, "JPEG", quality=quality)
-    return np.asarray(Image.open(stream))
-
-
-def save(path, image: np.ndarray, **options) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(image).save(path, **options)
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Thirty lossless photographs."""
-    root = tmp_path_factory.mktemp("photographs")
-    for i in range(30):
-        save(root / f"{i % 2}" / f"p{i:02d}.png", photograph(i))
-    return root
+    return write_thirty(tmp_path_factory.mktemp("photographs"))
 
 
 def load(folder, split="train", size=SIZE, **settings):
@@ -107,6 +83,35 @@ def test_splits_with_folders_of_their_own(folder, tmp_path):
     for split in SPLITS:
         with pytest.raises(InputError, match=r"p04.*a photograph of that name"):
             load(folder, split, **only)
+
+
+def test_a_test_folder_inside_the_training_folder_is_refused(folder, tmp_path):
+    for i in range(12):
+        save(tmp_path / ("kodak" if i < 4 else "mine") / f"p{i}.png", photograph(i))
+    for split in SPLITS:
+        with pytest.raises(InputError, match="another split's folder"):
+            load(tmp_path, split, test=str(tmp_path / "kodak"))
+
+
+@pytest.mark.parametrize("operation", ["blur0.1", "noise0.1", "resample1.001", "jpeg75+blur0.1"])
+def test_an_operation_that_changes_nothing_is_refused(folder, operation):
+    with pytest.raises(InputError, match=operation.split("+")[-1]) as caught:
+        load(folder, operation=operation, patches=4)
+    assert "% of its patches as they were" in str(caught.value)
+
+
+def test_a_few_flat_patches_are_kept_and_many_refused(tmp_path):
+    image = photograph(0, 256, 256)
+    image[:64] = 255
+    save(tmp_path / "p.png", image)
+    only = {"validation": "elsewhere", "test": "elsewhere", "patches": 400}
+    with pytest.raises(InputError, match=r"median3 leaves \d+ %"):
+        load(tmp_path, **only)
+    image[:24] = photograph(1, 24, 256)
+    save(tmp_path / "p.png", image)
+    data = load(tmp_path, **only)
+    same = (data.images[::2] == data.images[1::2]).all(axis=(1, 2, 3))
+    assert 0 < same.mean() <= 0.05
 
 
 def test_one_photograph_in_colour_and_grey_is_one_group(tmp_path):
@@ -206,6 +211,8 @@ def test_several_operations_take_turns(folder):
         ("median3+", "'' in 'median3+' is unknown"),
         ("median4", "odd window widths in pixels from 3 to 15"),
         ("jpeg0", "libjpeg qualities from 1 to 100"),
+        ("median3.5", "odd window widths in pixels"),
+        ("jpeg75.5", "whole libjpeg qualities from 1 to 100"),
         ("resample1", "changes nothing"),
         ("noise-3", "unknown"),
     ],
@@ -220,15 +227,28 @@ def test_specs():
     assert parse("patches:x/y") == Patches(folder=patches.Path("x/y"))
     full = parse("patches:x?operation=jpeg80+blur&test=k&patches=3&channels=1&seed=7")
     assert (full.operation, full.test, full.patches, full.channels, full.seed) == ("jpeg80+blur", "k", 3, 1, 7)
-    assert patches.short_name("patches:x/photos?operation=jpeg80") == "photos-jpeg80"
+    assert parse("patches:what?/now?patches=3") == Patches(folder=patches.Path("what?/now"), patches=3)
+
+
+def test_specs_that_differ_differ_in_their_short_names():
+    queries = ["", "operation=jpeg80", "patches=1", "patches=1&seed=3", "seed=3", "channels=1", "test=x/kodak"]
+    queries += ["validation=x/kodak", "operation=jpeg80&test=mine"]
+    names = [patches.short_name(f"patches:x/photos?{query}") for query in queries]
+    assert names[:3] == ["photos-median3", "photos-jpeg80", "photos-median3-patches=1"]
+    assert names[6] == "photos-median3-test=kodak" and len(set(names)) == len(names)
+    assert not any("/" in name for name in names)
+    assert patches.short_name("patches:x/photos?patches=16") == "photos-median3"
 
 
 @pytest.mark.parametrize(
     ("spec", "said"),
     [
+        ("patches:", "no folder is named"),
+        ("patches:?patches=3", "no folder is named"),
+        ("patches:x?channels=" + 5000 * "1", "channels must be a whole number"),
         ("patches:x?op=jpeg80", "'op' is unknown; known: validation, test, operation, patches, channels, seed"),
         ("patches:x?patches=3&patches=4", "'patches' is given twice"),
-        ("patches:x?patches=many", "patches must be a whole number, got 'many'"),
+        ("patches:x?patches=many", "patches must be a whole number of at most 18 digits, got 'many'"),
         ("patches:x?patches=0", "at least 1"),
         ("patches:x?channels=2", "channels 1 or 3"),
         ("patches:x?operation=sharpen", "unknown"),
@@ -253,39 +273,13 @@ def test_unusable_photographs_are_refused_by_name(tmp_path):
         load(tmp_path, **only)
     with pytest.raises(InputError, match=r"p\.jpg: patches of 24 pixels do not fit into 15x15"):
         load(tmp_path, size=24, operation="resample0.5", **only)
+    for height in (1, 2):
+        save(tmp_path / "p.jpg", photograph(0, height, 60))
+        with pytest.raises(InputError, match=r"p\.jpg: patches of 32 pixels do not fit into 30x1"):
+            load(tmp_path, **only)
     (tmp_path / "p.jpg").write_bytes(b"no image")
     with pytest.raises(InputError, match=r"p\.jpg: not an image"):
         load(tmp_path, **only)
-
-
-def test_history_is_found_at_any_offset_and_not_where_there_is_none():
-    images = [photograph(i, 72, 72) for i in range(40)]
-    coded = [jpeg(image) for image in images]
-    crops = [(image[i % 8 :, i % 5 :][:64, :64], label) for label, of in enumerate((images, coded)) for i, image in
-             enumerate(of)]  # fmt: skip
-    features = jpeg_history(np.stack([image for image, _ in crops]))
-    assert np.isfinite(features).all()
-    plain, found = features[:40, 0], features[40:, 0]  # the strongest phase of the rows against the median
-    assert found.min() > plain.max()
-    comb = features[:, 8:].max(axis=1)
-    assert np.median(comb[40:]) > np.median(comb[:40]) + 0.2
-    assert np.isfinite(jpeg_history(np.zeros((1, 64, 64, 1), np.uint8))).all()
-    with pytest.raises(InputError, match="at least 24"):
-        jpeg_history(np.zeros((1, 16, 16, 3), np.uint8))
-
-
-def test_the_baseline_tells_compression_and_says_little_of_noise(folder):
-    def baseline(operation, **settings):
-        sets = [load(folder, split, 64, operation=operation, patches=12, **settings) for split in ("train", "test")]
-        scores = history_scores(*sets)
-        assert len(scores.clean) == len(sets[1].labels) and (scores.groups == sets[1].groups).all()
-        return summary(scores, resamples=100)["clean_balanced_accuracy"]
-
-    assert baseline("jpeg50").low > 0.9
-    assert baseline("noise0.5").value < 0.65
-    one = load(folder, "train", 64, patches=1)
-    with pytest.raises(InputError, match="both classes"):
-        history_scores(one._replace(labels=np.zeros_like(one.labels)), one)
 
 
 @pytest.mark.shared

@@ -76,6 +76,13 @@ def test_two_sets_of_one_name_and_no_set_are_refused(folder):
         sets.load(str(folder), "training", 16)
 
 
+@pytest.mark.parametrize("size", [0, -1])
+@pytest.mark.parametrize("spec", ["a", "FOLDER", "patches:FOLDER", "faceforensics:FOLDER"])
+def test_a_size_that_no_image_has_is_refused(folder, spec, size):
+    with pytest.raises(InputError, match=f"size.* {size}"):
+        sets.load(spec.replace("FOLDER", str(folder)), "test", size)
+
+
 def test_a_set_marked_only_as_test_lends_validation_images_that_leave_test(folder):
     write_csv(folder, lambda i: "Test")
     validation, test = names(folder, "validation"), names(folder, "test")
