@@ -1,29 +1,30 @@
-"""The authors' Keras files of Meso-4 and MesoInception-4, as variables."""
+"""The authors' Keras files of Meso-4 and MesoInception-4, as flat numbers under our names."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import h5py
 import jax
-import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import unflatten_dict
+from flax.traverse_util import flatten_dict
 
 from ffjax.detectors import mesonet
-from ffjax.detectors.weights import check, one_line
+from ffjax.detectors.layout import Numbers
+from ffjax.detectors.weights import as_float32, misfits, refuse, refusing, strangers
 from ffjax.errors import InputError
 from ffjax.types import Variables
 
-KEYS = {
-    "kernel": ("params", "kernel"),
-    "bias": ("params", "bias"),
-    "gamma": ("params", "scale"),
-    "beta": ("params", "bias"),
-    "moving_mean": ("batch_stats", "mean"),
-    "moving_variance": ("batch_stats", "var"),
+AFFINE = {"kernel": "params/{}/kernel", "bias": "params/{}/bias"}
+NORM = {
+    "gamma": "params/{}/scale",
+    "beta": "params/{}/bias",
+    "moving_mean": "batch_stats/{}/mean",
+    "moving_variance": "batch_stats/{}/var",
 }
-"""Keras' name of a number -> ours."""
+LEAVES = {"conv2d": AFFINE, "batch_normalization": NORM, "dense": AFFINE}
+"""Kind of layer -> Keras' name of a number -> ours, but for the layer."""
 
 BRANCHES = ("a", "b1", "b2", "c1", "c2", "d1", "d2")
 CONVOLUTIONS = {
@@ -35,70 +36,81 @@ CONVOLUTIONS = {
 BUILDERS = {"meso4": mesonet.meso4, "mesoinception4": mesonet.mesoinception4}
 
 
-def read_keras(path: str | Path, arch: str) -> Variables:
-    """A published .h5 file of 'meso4' or 'mesoinception4' (Keras 2, TensorFlow order) as variables.
+def read_keras(path: str | Path, arch: str, size: int | None = None) -> tuple[Numbers, int]:
+    """A published .h5 file of 'meso4' or 'mesoinception4' (Keras 2, TensorFlow order): flat numbers, and image size.
 
     Layers are found by kind and number in their names: their order in the file differs. The published output says REAL,
     so the last layer changes sign and z_fake = -logit. The image size is implied by the first dense layer
-    (mesonet.input_size). InputError, in one line, if the file is no such file or holds anything else.
+    (mesonet.input_size) unless given. Of a whole saved model the weights are taken. InputError, in one line and under
+    the file's names, if it is no such file, holds anything else, or does not fit the size.
     """
     if arch not in BUILDERS:
         raise InputError(f"{path}: no Keras layout is known for {arch!r}; known: {', '.join(BUILDERS)}")
-    try:
-        with h5py.File(path) as file:
-            stored = _keras_layers(file)
-    except (OSError, RuntimeError, LookupError, ValueError, TypeError) as error:
-        raise InputError(f"{path}: cannot be read as HDF5 ({one_line(error)})") from None
-    flat = {key: value for kind in stored for key, value in _renamed(stored[kind], _names(arch, kind), kind, path)}
-    _flip_sign(flat, path)
-    variables = unflatten_dict({key: jnp.asarray(value) for key, value in flat.items()}, sep="/")
-    return check(variables, _template(arch, variables, path), path)
+    # opened by Python too, which tells plainly what is no file
+    with refusing(path), open(path, "rb"), refusing(path, "cannot be read as HDF5"), h5py.File(path) as file:
+        stored = _datasets(file.get("model_weights", file))
+        names = _names(stored, arch, path)
+        refuse(strangers(stored, names), path)
+        ours = {name: stored[key] for key, name in names.items()}
+        size = _implied(ours, path) if size is None else size
+        want: dict[str, Any] = flatten_dict(_template(arch, size, path), sep="/")
+        numbers = {name: _values(ours[name], want[name].shape) for name in ours}
+        keys = ((key, numbers[name], want[name]) for key, name in names.items())
+        refuse([fault for key, values, like in keys for fault in misfits(key, values, like.shape, like.dtype)], path)
+    for key in ("params/dense2/kernel", "params/dense2/bias"):
+        numbers[key] = -numbers[key]
+    return numbers, size
 
 
-def _keras_layers(file: h5py.File) -> dict[str, dict[int, dict[str, np.ndarray]]]:
-    """Kind of layer -> number in its name -> Keras' name of a number -> its float32 values."""
-    found: dict[str, dict[int, dict[str, np.ndarray]]] = {"conv2d": {}, "batch_normalization": {}, "dense": {}}
-
-    def visit(name: str, node: Any) -> None:
-        if isinstance(node, h5py.Dataset):
-            layer, leaf = name.split("/")[-2], name.split("/")[-1].split(":")[0]
-            kind, _, number = layer.rpartition("_") if layer[-1].isdigit() else (layer, "", "0")
-            found.setdefault(kind, {}).setdefault(int(number), {})[leaf] = np.asarray(node[()], np.float32)
-
-    file.visititems(visit)
+def _datasets(group: Any) -> dict[str, Any]:
+    """Path in the file -> dataset, unread."""
+    found: dict[str, Any] = {}
+    group.visititems(lambda name, node: found.update({name: node} if isinstance(node, h5py.Dataset) else {}))
     return found
 
 
-def _names(arch: str, kind: str) -> tuple[str, ...]:
-    names = {
+def _names(stored: Iterable[str], arch: str, path: str | Path) -> dict[str, str]:
+    """The keys that a file with these layers must have -> our flat keys; lower numbers were created earlier."""
+    layers = {key.partition("/")[0] for key in stored}
+    found = [re.fullmatch(r"([a-z0-9_]+?)(?:_([0-9]+))?", layer) for layer in layers]
+    names: dict[str, str] = {}
+    for kind, ours in _layers(arch).items():
+        theirs = sorted((int(one[2] or 0), one[0]) for one in found if one and one[1] == kind)
+        if len(theirs) != len(ours):
+            raise InputError(f"{path}: wrong architecture: {len(theirs)} {kind} layers where {len(ours)} are expected")
+        for (_, layer), name in zip(theirs, ours, strict=True):
+            names |= {f"{layer}/{layer}/{leaf}:0": form.format(name) for leaf, form in LEAVES[kind].items()}
+    return names
+
+
+def _layers(arch: str) -> dict[str, tuple[str, ...]]:
+    return {
         "conv2d": CONVOLUTIONS[arch],
         "batch_normalization": ("bn1", "bn2", "bn3", "bn4"),
         "dense": ("dense1", "dense2"),
     }
-    return names.get(kind, ())
 
 
-def _renamed(stored: Mapping[int, Mapping[str, np.ndarray]], names: tuple[str, ...], kind: str, path: str | Path):
-    """Pairs (our flat key, values) of one kind of layer; lower numbers were created earlier."""
-    if len(stored) != len(names):
-        raise InputError(f"{path}: wrong architecture: {len(stored)} {kind} layers where {len(names)} are expected")
-    for name, number in zip(names, sorted(stored), strict=True):
-        for leaf, values in stored[number].items():
-            collection, ours = KEYS.get(leaf, ("unknown", leaf))
-            yield f"{collection}/{name}/{ours}", values
-
-
-def _flip_sign(flat: dict[str, np.ndarray], path: str | Path) -> None:
-    for key in ("params/dense2/kernel", "params/dense2/bias", "params/dense1/kernel"):
-        if key not in flat or flat[key].ndim == 0:
-            raise InputError(f"{path}: {key} is missing")
-    for key in ("params/dense2/kernel", "params/dense2/bias"):
-        flat[key] = -flat[key]
-
-
-def _template(arch: str, variables: Variables, path: str | Path) -> Variables:
+def _implied(stored: Mapping[str, Any], path: str | Path) -> int:
     try:
-        detector = BUILDERS[arch](mesonet.input_size(variables))
+        return mesonet.input_size({"params": {"dense1": {"kernel": stored["params/dense1/kernel"]}}})
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+
+
+def _values(dataset: Any, shape: tuple[int, ...]) -> Any:
+    """The numbers, where the shape is right: a header may claim more than any memory holds."""
+    if tuple(dataset.shape) != tuple(shape):
+        return dataset
+    held = dataset.id.get_storage_size()
+    if dataset.compression is None and held < dataset.nbytes:
+        raise ValueError(f"{dataset.name} claims {dataset.nbytes} bytes and holds {held}")
+    return as_float32(np.asarray(dataset[()]))
+
+
+def _template(arch: str, size: int, path: str | Path) -> Variables:
+    try:
+        detector = BUILDERS[arch](size)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     return jax.eval_shape(detector.init, jax.random.key(0))

@@ -20,8 +20,8 @@ class Layout(NamedTuple):
     names: our layer -> its module there ('block1/conv1' -> 'layer1.0.conv1'). Kernels are turned to our axis order, and
         weights and running statistics renamed, by what the layer's variables are called here.
     first: what is done to the PyTorch numbers before that (keys of an older release, say).
-    last: what is done to our flat numbers after it (classes in our order: 1 = fake).
-    ignored: suffixes of keys that hold nothing we use.
+    last: what is done to our flat numbers after it (classes in our order: 1 = fake); it keeps their keys and shapes.
+    ignored: last parts of keys that hold nothing we use, in modules that we use otherwise.
     """
 
     names: Mapping[str, str]

@@ -3,16 +3,16 @@
 import hashlib
 import inspect
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-from flax.traverse_util import flatten_dict
 
 from ffjax import detectors
-from ffjax.detectors import Loaded, keras, mesonet, pytorch, weights
+from ffjax.detectors import Loaded, keras, pytorch, weights
 from ffjax.detectors.layout import Numbers
 from ffjax.errors import InputError
 from ffjax.types import Detector, Variables
@@ -50,7 +50,7 @@ def parse(spec: str) -> Spec:
     if size is not None and type(size) is not int:
         raise InputError(f"{spec!r}: size must be a whole number, got {size!r}")
     whole = Path(found["files"])
-    files = (whole,) if whole.exists() else tuple(map(Path, found["files"].split("+")))
+    files = (whole,) if os.path.exists(whole) else tuple(map(Path, found["files"].split("+")))
     return Spec(found["arch"], size, options, files)
 
 
@@ -60,7 +60,7 @@ def parse_options(pairs: Sequence[str]) -> dict[str, Any]:
     for key, equals, _ in split:
         if not (key.strip() and equals):
             raise InputError(f"option {key!r} must have the form key=value")
-    return {key.strip(): _value(text.strip()) for key, _, text in split}
+    return {key.strip(): _value(key.strip(), text.strip()) for key, _, text in split}
 
 
 def load(spec: str) -> Loaded:
@@ -81,14 +81,14 @@ def read(arch: str | None, files: Sequence[Path], size: int | None, options: Map
     if arch is not None and arch not in detectors.DETECTORS:
         raise InputError(f"unknown detector {arch!r}; known: {', '.join(detectors.DETECTORS)}")
     source = " + ".join(map(str, files))
-    numbers, header = _stored(files, arch)
+    numbers, header = _stored(files, arch, size)
     if header is None:
         network, variables = _published(source, str(arch), numbers, size, options)
     else:
         _check_header(source, header, arch)
         wanted = header["size"] if size is None else size
         network = _network(source, header["arch"], wanted, {**(header.get("options") or {}), **options})
-        variables = weights.check(weights.nested(numbers), network.template, source)
+        variables = weights.fitted(numbers, network.template, source)
     return Loaded("+".join(map(_name, files)), network.detector, variables, (header or {}) | network.meta)
 
 
@@ -102,17 +102,15 @@ def convert(
     """
     if not files:
         raise InputError(f"{out}: one file to read at least, and the one to write, are needed")
-    if out.suffix != ".safetensors":
+    if out.suffix.lower() != ".safetensors":
         raise InputError(f"{out}: the last file is the one to write, and must end in .safetensors")
-    if out.exists():
+    if os.path.exists(out):
         raise InputError(f"{out}: exists already; remove it or name another file")
     loaded = read(arch, files, size, options or {})
     origin = [{"file": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()} for path in files]
     loaded = loaded._replace(name=out.stem, meta=loaded.meta | {"converted_from": origin})
-    try:
+    with weights.refusing(out, "cannot be written"):
         weights.save(out, loaded.variables, loaded.meta)
-    except OSError as error:
-        raise InputError(f"{out}: cannot be written ({error.strerror})") from None
     return loaded
 
 
@@ -159,16 +157,15 @@ def _published(
     return network, pytorch.convert(state, layout, network.template, source)
 
 
-def _stored(files: Sequence[Path], arch: str | None) -> tuple[Numbers, dict[str, Any] | None]:
+def _stored(files: Sequence[Path], arch: str | None, size: int | None) -> tuple[Numbers, dict[str, Any] | None]:
     """The flat numbers, and what the file says of itself: None for a PyTorch state dict, which says nothing."""
-    first = files[0]
-    if len(files) == 1 and first.suffix == ".h5":
-        variables: Any = keras.read_keras(first, str(arch))
-        flat: Any = flatten_dict(variables, sep="/")
-        return flat, {"arch": arch, "size": mesonet.input_size(variables)}
-    if any(path.suffix == ".h5" for path in files):
+    first, suffixes = files[0], [path.suffix.lower() for path in files]
+    if suffixes == [".h5"]:
+        flat, implied = keras.read_keras(first, str(arch), size)
+        return flat, {"arch": arch, "size": implied}
+    if ".h5" in suffixes:
         raise InputError(f"{' + '.join(map(str, files))}: Keras weights come in one file")
-    if len(files) == 1 and first.suffix == ".safetensors":
+    if suffixes == [".safetensors"]:
         numbers, header = weights.read_flat(first)
         numbers = numbers if header or weights.ours(numbers) else pytorch.plain(numbers, first)
     else:
@@ -188,9 +185,11 @@ def _check_header(source: str, header: Mapping[str, Any], arch: str | None) -> N
         raise InputError(f"{source}: holds weights of {found}, not of {arch}")
 
 
-def _value(text: str) -> Any:
+def _value(key: str, text: str) -> Any:
     try:
         return json.loads(text)
+    except RecursionError:
+        raise InputError(f"the value of option {key!r} nests too deeply") from None
     except ValueError:
         return text
 

@@ -7,9 +7,8 @@ refused unread. torch is imported when such a file is read, and not before.
 import importlib
 import pickle
 import re
+import tarfile
 import warnings
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -19,7 +18,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from ffjax.detectors.layout import Layout, Numbers
-from ffjax.detectors.weights import check, misfits, nested, read_flat, refuse
+from ffjax.detectors.weights import as_float32, fitted, misfits, read_flat, refuse, refusing
 from ffjax.errors import InputError
 from ffjax.types import Variables
 
@@ -42,14 +41,13 @@ def read_state(path: str | Path) -> Numbers:
     is missing or older than 2.6, whose weights_only could be made to run code.
     """
     path = Path(path)
-    if path.suffix == ".safetensors":
+    suffix = path.suffix.lower()
+    if suffix == ".safetensors":
         return plain(read_flat(path)[0], path)
-    try:
+    with refusing(path):
         with path.open("rb") as file:
-            found = _read_npz(file, path) if path.suffix == ".npz" else _read_torch(file, path)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
-    return plain(_unwrapped(found, path), path)
+            found = _read_npz(file, path) if suffix == ".npz" else _read_torch(file, path)
+        return plain(_unwrapped(found, path), path)
 
 
 def read_states(paths: Sequence[str | Path]) -> Numbers:
@@ -91,10 +89,12 @@ def convert(state: Numbers, layout: Layout, template: Variables, source: str | P
         turned = _to_torch if path.endswith("/kernel") else tuple
         shape = turned(want[path].shape)
         faults += misfits(key, state[key], shape, want[path].dtype) if key in state else [f"missing {key}"]
-    left = [key for key in state if key not in used and not key.endswith(layout.ignored)]
+    modules = {key.rpartition(".")[0] for key in used}
+    idle = {f"{module}.{leaf}" for module in modules for leaf in layout.ignored}
+    left = [key for key in state if key not in used and key not in idle]
     refuse(list(dict.fromkeys(faults)) + [f"unexpected {key}" for key in left], source)
     flat = {path: _from_torch(state[key]) if path.endswith("/kernel") else state[key] for path, key in keys.items()}
-    return check(nested(_guarded(layout.last, flat, source)), template, source)
+    return fitted(_guarded(layout.last, flat, source), template, source)
 
 
 def _key(path: str, layout: Layout) -> str:
@@ -117,18 +117,16 @@ def _guarded(change: Callable[[Numbers], Numbers], numbers: Numbers, source: str
         return change(dict(numbers))
     except KeyError as error:
         raise InputError(f"{source}: missing {error.args[0]}") from None
-    except (ValueError, IndexError) as error:
+    except (ValueError, IndexError, TypeError) as error:
         raise InputError(f"{source}: does not fit the network's layout ({error})") from None
 
 
 def _read_npz(file: IO[bytes], path: Path) -> Mapping[str, Any]:
-    try:
+    with refusing(path, "cannot be read as npz"):
         stored = np.load(file, allow_pickle=False)
         if not isinstance(stored, np.lib.npyio.NpzFile):
             raise ValueError("one array, not an archive of them")
         return {key: stored[key] for key in stored.files}
-    except (ValueError, EOFError, KeyError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(f"{path}: cannot be read as npz ({' '.join(str(error).split())})") from None
 
 
 def _read_torch(file: IO[bytes], path: Path) -> Any:
@@ -143,6 +141,11 @@ def _read_torch(file: IO[bytes], path: Path) -> Any:
         named = re.search(r"GLOBAL (\S+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
         if named:
             what = f"a pickle of more than tensors ({named[1]}), which could run code; save model.state_dict() instead"
+        elif tarfile.is_tarfile(file):
+            what = (
+                "a tar archive; unpack it, or, if PyTorch before 0.1.10 wrote it and you trust it (reading it runs "
+                "code), save its state_dict() anew"
+            )
         else:
             what = f"damaged, cut short, or not written by torch.save ({type(error).__name__})"
         raise InputError(f"{path}: refused: {what}") from None
@@ -184,5 +187,4 @@ def _array(value: Any) -> np.ndarray | None:
             return None
     if not isinstance(value, np.ndarray) or value.dtype.kind not in "fiub":
         return None
-    with np.errstate(over="ignore"):  # becomes infinite, and is refused as such
-        return value.astype(np.float32) if value.dtype.kind == "f" else value
+    return as_float32(value)

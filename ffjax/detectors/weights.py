@@ -7,17 +7,18 @@ file that `ffjax.detectors.load` opens without torch.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.numpy import save as as_bytes
 
 from ffjax.detectors.layout import Numbers
@@ -35,36 +36,26 @@ def save(path: str | Path, variables: Variables, meta: Mapping[str, Any]) -> Non
     path.parent.mkdir(parents=True, exist_ok=True)
     flat = {key: np.ascontiguousarray(value) for key, value in flatten_dict(variables, sep="/").items()}
     partial = path.with_name(f".{path.name}.{os.getpid()}")
-    # not safetensors' own save_file, whose files nobody but their owner may read
-    partial.write_bytes(as_bytes(flat, {key: json.dumps(value) for key, value in meta.items()}))
-    os.replace(partial, path)
-
-
-def read_safetensors(path: str | Path) -> tuple[Variables, dict[str, Any]]:
-    """The (variables, meta) that `save` wrote. InputError, in one line, if the file is missing, cut short or foreign.
-
-    What is in it is not judged here: see `check`.
-    """
-    flat, meta = read_flat(path)
     try:
-        return nested(flat), meta
-    except (ValueError, TypeError) as error:  # keys that run through each other
-        raise InputError(f"{path}: cannot be read as safetensors ({one_line(error)})") from None
+        # not safetensors' own save_file, whose files nobody but their owner may read
+        partial.write_bytes(as_bytes(flat, {key: json.dumps(value) for key, value in meta.items()}))
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def read_flat(path: str | Path) -> tuple[Numbers, dict[str, Any]]:
     """The flat numbers of a safetensors file, whoever wrote it, and what `save` put in its header, {} if it did not.
 
-    InputError as `read_safetensors`.
+    InputError, in one line, if the file is missing, cut short or foreign. The numbers are not judged: see `fitted`.
     """
-    try:
+    # opened by Python too, which tells plainly what is no file
+    with refusing(path), open(path, "rb"), refusing(path, "cannot be read as safetensors"):
         with safe_open(path, framework="np") as file:
             flat = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (it is no dict)
             stored = file.metadata() or {}
         said = stored if "arch" in stored or ours(flat) else {}  # somebody else's header need not be JSON
         return flat, {key: json.loads(value) for key, value in said.items()}
-    except (OSError, SafetensorError, ValueError, TypeError, LookupError, AttributeError) as error:
-        raise InputError(f"{path}: cannot be read as safetensors ({one_line(error)})") from None
 
 
 def ours(flat: Mapping[str, Any]) -> bool:
@@ -77,21 +68,25 @@ def nested(flat: Mapping[str, np.ndarray]) -> Variables:
     return unflatten_dict({key: jnp.asarray(value) for key, value in flat.items()}, sep="/")
 
 
-def check(variables: Variables, template: Variables, source: str | Path = "weights") -> Variables:
-    """The variables unchanged, if they have exactly the keys, shapes and types of the template and are all finite.
+def fitted(numbers: Mapping[str, np.ndarray], template: Variables, source: str | Path = "weights") -> Variables:
+    """Flat numbers as variables, if they have exactly the keys, shapes and types of the template and are all finite.
 
     template: a pytree of arrays or of jax.ShapeDtypeStruct. Otherwise InputError in one line: source, then what is
     missing, unexpected, of a wrong shape or type, or not finite.
     """
-    have: dict[str, Any] = flatten_dict(variables, sep="/")
     want: dict[str, Any] = flatten_dict(template, sep="/")
-    faults = [f"missing {key}" for key in want if key not in have]
-    faults += [f"unexpected {key}" for key in have if key not in want]
+    faults = strangers(numbers, want)
     for key in want:
-        if key in have:
-            faults += misfits(key, have[key], want[key].shape, want[key].dtype)
+        if key in numbers:
+            faults += misfits(key, numbers[key], want[key].shape, want[key].dtype)
     refuse(faults, source)
-    return variables
+    return nested(numbers)
+
+
+def strangers(have: Mapping[str, Any], want: Mapping[str, Any]) -> list[str]:
+    """The keys that are missing or unexpected, a line each."""
+    faults = [f"missing {key}" for key in want if key not in have]
+    return faults + [f"unexpected {key}" for key in have if key not in want]
 
 
 def misfits(key: str, value: Any, shape: tuple[int, ...], dtype: Any) -> list[str]:
@@ -110,9 +105,25 @@ def refuse(faults: Sequence[str], source: str | Path) -> None:
         raise InputError(f"{source}: {'; '.join(faults[:4])}{more}")
 
 
-def one_line(error: Exception) -> str:
-    """An exception's message without its line breaks."""
-    return " ".join(str(error).split())
+@contextlib.contextmanager
+def refusing(path: str | Path, fault: str = "cannot be read") -> Iterator[None]:
+    """Whatever fails inside as InputError 'path: fault (why)', in one line; an InputError as it is.
+
+    For what others wrote: a file can make a reader fail in any way at all, whatever its documentation says.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        why = " ".join(str(getattr(error, "strerror", None) or error).split()) or type(error).__name__
+        raise InputError(f"{path}: {fault} ({why})") from None
+
+
+def as_float32(numbers: np.ndarray) -> np.ndarray:
+    """Floating point as float32, the rest as it is. What is too large becomes infinite, to be refused as such."""
+    with np.errstate(over="ignore"):
+        return numbers.astype(np.float32) if numbers.dtype.kind == "f" else numbers
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

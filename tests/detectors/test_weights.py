@@ -1,6 +1,7 @@
 """Weights go out and come back whole; whatever does not fit is refused in one line that names the file."""
 
 import json
+from typing import Any
 
 import h5py
 import jax
@@ -143,7 +144,7 @@ def test_unknown_specs_list_what_is_known():
 KERAS = {"kernel": "kernel", "bias": "bias", "scale": "gamma", "mean": "moving_mean", "var": "moving_variance"}
 
 
-def write_keras(path, variables, dtype=np.float32):
+def write_keras(path, variables, dtype: Any = np.float32):
     """Meso-4 variables in the authors' layout, layers out of order, the output saying REAL."""
     names = {f"conv{i}": f"conv2d_{i + 6}" for i in range(1, 5)} | {"dense1": "dense_9", "dense2": "dense_10"}
     names |= {f"bn{i}": f"batch_normalization_{i + 6}" for i in range(1, 5)}
@@ -167,13 +168,13 @@ def test_keras_files_that_do_not_fit_are_refused(variables, tmp_path):
     write_keras(path, variables)
     assert "wrong architecture: 4 conv2d layers where 16" in refusal(f"mesoinception4:{path}")
     write_keras(path, changed(variables, **{"params.conv2.bias": jnp.full(8, jnp.nan)}))
-    assert "params/conv2/bias holds NaN" in refusal(f"meso4:{path}")
+    assert "conv2d_8/conv2d_8/bias:0 holds NaN" in refusal(f"meso4:{path}")
     write_keras(path, changed(variables, **{"params.dense1.kernel": jnp.zeros((17, 16))}))
     assert "17 rows fits no square image" in refusal(f"meso4:{path}")
     write_keras(path, changed(variables, **{"params.conv2.bias": None}))
-    assert "missing params/conv2/bias" in refusal(f"meso4:{path}")
+    assert "missing conv2d_8/conv2d_8/bias:0" in refusal(f"meso4:{path}")
     write_keras(path, changed(variables, **{"params.dense1.kernel": None}))
-    assert "params/dense1/kernel is missing" in refusal(f"meso4:{path}")
+    assert "missing dense_9/dense_9/kernel:0" in refusal(f"meso4:{path}")
     with h5py.File(path, "w") as file:
         file["loose"] = np.zeros(3)
     assert str(path) in refusal(f"meso4:{path}")
