@@ -11,6 +11,7 @@ import shlex
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -18,12 +19,13 @@ from rich.console import Console
 
 from ffjax import checkpoint, detectors, run, train
 from ffjax.data import patches, sets
-from ffjax.data.jpeg_history import history_scores
+from ffjax.data.jpeg_history import history_scorer
 from ffjax.detectors import weights
 from ffjax.detectors.loading import parse_options
 from ffjax.engine import Compute
-from ffjax.evaluate import margins, mask_overlap
-from ffjax.metrics import Estimate, Scores, average, summary
+from ffjax.errors import InputError
+from ffjax.evaluate import clean_scores
+from ffjax.metrics import Estimate, plain, summary
 from ffjax.progress import stage, step
 from ffjax.train import TrainConfig
 from ffjax.types import Detector, ImageSet, Variables
@@ -49,6 +51,8 @@ class Config:
     """Share dropped before the dense layers in training; the architecture's own by default."""
     images: int | None = None
     """Training images per class, at most; all by default."""
+    start: str | None = None
+    """Weights to start from, ARCHITECTURE:WEIGHTS-FILE or a shipped name; random by default."""
     train: TrainConfig = field(default_factory=TrainConfig)
     out: Path = Path("runs/train_detector")
     compute: Compute = field(default_factory=Compute)
@@ -58,17 +62,21 @@ def main(cfg: Config) -> None:
     """Trains, selects the epoch on validation AUC, and reports the test splits once, at the end."""
     console = Console()
     console.print(f"ffjax: training {cfg.arch} on {cfg.data} -> {cfg.out}", highlight=False)
-    options = detectors.all_options(cfg.arch, parse_options(cfg.options))
-    detector = detectors.build(cfg.arch, cfg.size, cfg.dropout, **options)
+    detector, options = _detector(cfg)
+    train.check(cfg.train)
     run.check(cfg.out, cfg)
     with step(console, "loading images (the embedded sets are generated at first use)"):
         images = sets.load(cfg.data, "train", cfg.size, cfg.images)
         validation = sets.load(cfg.data, "validation", cfg.size)
+        tests = sets.load_all((cfg.data, *cfg.others), "test", cfg.size)
+    for name, data in {"training": images, "validation": validation, **tests}.items():
+        if data.images.shape[1:] != detector.shape:
+            raise InputError(f"{name} images are {data.images.shape[1:]}, and {cfg.arch} takes {detector.shape}")
+    history = _history(cfg, images, tests)
     folder = run.open_run(cfg.out, cfg)
 
     def scores(variables: Variables, data: ImageSet) -> dict[str, Estimate]:
-        said = margins(jax.tree_util.Partial(detector.apply, variables), data.images, cfg.compute)
-        return summary(Scores(data.labels, data.groups, said, said))
+        return clean_scores(jax.tree_util.Partial(detector.apply, variables), data, cfg.compute)
 
     shots, write = checkpoint.snapshots(folder / "checkpoints"), run.logbook(folder)
     steps = cfg.train.epochs * -(-len(images.labels) // cfg.train.batch)
@@ -83,46 +91,48 @@ def main(cfg: Config) -> None:
             detector, images, cfg.train, cfg.compute, lambda v: scores(v, validation)["clean_auc"].value, shots, watch
         )
     shots.close()
-    results = {}
-    for name in (cfg.data, *cfg.others):
-        held_out = sets.load(name, "test", cfg.size)
-        found = {m: e for m, e in scores(best, held_out).items() if m in SHOWN} | _mask(detector, best, held_out, cfg)
-        results[sets.short_name(name)] = {m: e._asdict() for m, e in found.items()}
-    meta = {
-        "arch": cfg.arch,
-        "size": cfg.size,
-        "options": options,
-        "seed": cfg.train.seed,
-        "trained_on": cfg.data,
-        "test": results,
+    found = {name: scores(best, data) for name, data in tests.items()}
+    asked = {"arch": cfg.arch, "size": cfg.size, "options": options, "seed": cfg.train.seed, "trained_on": cfg.data}
+    meta = asked | {
+        "test": {name: plain(e) for name, e in found.items()},
+        "jpeg_history": {name: plain(e) for name, e in history.items()},
+        "validation_auc": score,
     }
     command = "python -m experiments.train_detector " + shlex.join(sys.argv[1:])
-    weights.save(folder / "weights.safetensors", best, meta | {"validation_auc": score, "command": command})
-    run.write_json(folder / "results.json", meta | {"validation_auc": score})
-    for name, by_metric in (results | _history(cfg, images)).items():
-        told = ", ".join(
-            f"{m.removeprefix('clean_')} {e['value']:.3f} [{e['low']:.3f}, {e['high']:.3f}]"
-            for m, e in by_metric.items()
-        )
-        console.print(f"{name} test (n = {by_metric['clean_accuracy']['n']}): {told}", highlight=False)
+    weights.save(folder / "weights.safetensors", best, meta | {"command": command})
+    run.write_json(folder / "results.json", meta)
+    for name, by_metric in found.items():
+        console.print(_line(f"{name} test", by_metric), highlight=False, soft_wrap=True)
+        if name in history:
+            console.print(_line(f"{name} test, JPEG history alone", history[name]), highlight=False, soft_wrap=True)
 
 
-def _mask(detector: Detector, variables: Variables, data: ImageSet, cfg: Config) -> dict[str, Estimate]:
-    """Mean intersection over union of the mask on the fakes, where network and data have masks."""
-    fakes = data.labels == 1
-    if data.masks is None or not detectors.has_mask(detector):
-        return {}
-    forward = jax.tree_util.Partial(detector.apply, variables)
-    overlap = mask_overlap(forward, data.images[fakes], data.masks[fakes], cfg.compute)
-    return {"clean_mask_iou": average(overlap, data.groups[fakes])}
+def _detector(cfg: Config) -> tuple[Detector, dict[str, Any]]:
+    """The network, its init giving the weights to start from, and its options."""
+    options = detectors.all_options(cfg.arch, parse_options(cfg.options))
+    detector = detectors.build(cfg.arch, cfg.size, cfg.dropout, **options)
+    if cfg.start is None:
+        if options.get("trunk") == "frozen":
+            raise InputError(
+                f"{cfg.arch}: its frozen trunk would stay random; give --options trunk=trained, or --start"
+            )
+        return detector, options
+    return detectors.starting_from(detector, cfg.start), options
 
 
-def _history(cfg: Config, images: ImageSet) -> dict[str, dict[str, dict[str, float]]]:
+def _history(cfg: Config, images: ImageSet, tests: dict[str, ImageSet]) -> dict[str, dict[str, Estimate]]:
     """What the JPEG history of patches alone gives away, scored as a detector is; nothing for other data."""
-    if not cfg.data.startswith(patches.PREFIX):
+    specs = [spec for spec in (cfg.data, *cfg.others) if spec.startswith(patches.PREFIX)]
+    if cfg.data not in specs:
         return {}
-    found = summary(history_scores(images, sets.load(cfg.data, "test", cfg.size)))
-    return {"JPEG history alone,": {name: found[name]._asdict() for name in SHOWN}}
+    said = history_scorer(images)
+    found = {name: summary(said(tests[name])) for name in map(sets.short_name, specs)}
+    return {name: {metric: by_metric[metric] for metric in SHOWN} for name, by_metric in found.items()}
+
+
+def _line(name: str, by_metric: dict[str, Estimate]) -> str:
+    told = (f"{m.removeprefix('clean_')} {e.value:.3f} [{e.low:.3f}, {e.high:.3f}]" for m, e in by_metric.items())
+    return f"{name} (n = {by_metric['clean_accuracy'].n}): {', '.join(told)}"
 
 
 if __name__ == "__main__":

@@ -68,6 +68,8 @@ def main(cfg: Config) -> None:
 
     folder = run.open_run(cfg.out, cfg)
     study.check_inputs(folder, networks, {"test": tests, "validation": helds})
+    for warning in study.save_networks(folder, loaded):
+        console.print(f"[yellow]warning:[/] {warning}", highlight=False)
     shots = checkpoint.snapshots(folder / "checkpoints")
     with stage(console, f"{len(patterns.names)} patterns", cfg.uap.steps) as tell:
         watch = study.logger(folder, tell)

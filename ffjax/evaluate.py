@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ffjax import balls, devices
+from ffjax import balls, devices, metrics
 from ffjax.data.codecs import STORAGE, to_float, to_uint8
 from ffjax.engine import Compute
+from ffjax.metrics import Estimate
 from ffjax.objectives import margin
 from ffjax.types import Array, Forward, ImageSet
 
@@ -46,12 +47,23 @@ def margins(forward: Forward, images: np.ndarray, compute: Compute, pattern: np.
     return np.concatenate([np.asarray(_margin(forward, x, delta))[:kept] for x, kept in _batches(images, compute)])
 
 
+def clean_scores(forward: Forward, data: ImageSet, compute: Compute) -> dict[str, Estimate]:
+    """clean_accuracy, clean_balanced_accuracy, clean_auc and clean_eer (metrics.summary); and, where network and data
+    have masks, clean_mask_iou: the mean of `mask_overlap` over the fakes."""
+    said, fakes = margins(forward, data.images, compute), data.labels == 1
+    every = metrics.summary(metrics.Scores(data.labels, data.groups, said, said))
+    found = {name: every[name] for name in ("clean_accuracy", "clean_balanced_accuracy", "clean_auc", "clean_eer")}
+    if data.masks is None or jax.eval_shape(forward, to_float(data.images[:1])).mask is None:
+        return found
+    overlap = mask_overlap(forward, data.images[fakes], data.masks[fakes], compute)
+    return found | {"clean_mask_iou": metrics.average(overlap, data.groups[fakes])}
+
+
 def mask_overlap(forward: Forward, images: np.ndarray, masks: np.ndarray, compute: Compute) -> np.ndarray:
     """(N,) intersection over union of what the network's mask calls forged (logit > 0) and the true masks (N, H, W)
     uint8 in {0, 255}; 1 where both are empty. A mask of another size is brought to the image's (bilinear)."""
     said = np.concatenate([np.asarray(_forged(forward, x))[:kept] for x, kept in _batches(images, compute)])
-    true = masks > 0
-    both, either = ((said & true).sum(axis=(1, 2)), (said | true).sum(axis=(1, 2)))
+    both, either = (found.sum(axis=(1, 2)) for found in (said & (masks > 0), said | (masks > 0)))
     return np.where(either == 0, 1.0, both / np.maximum(either, 1))
 
 

@@ -9,7 +9,7 @@ Intervals are 95 % percentile intervals of a cluster bootstrap (Davison and Hink
 person or photograph are not independent, so whole groups are drawn, with replacement.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -105,6 +105,11 @@ def average(values: np.ndarray, groups: np.ndarray, resamples: int = 1000, seed:
     weights = [weights for (weights,) in _chunks(resamples, len(values), (groups, seed, 0))]
     means = np.concatenate([_mean(values, part) for part in weights])
     return _estimate(means, len(values), len(np.unique(groups)) > 1)
+
+
+def plain(found: Mapping[str, Estimate]) -> dict[str, dict[str, float | None]]:
+    """For JSON, which has no NaN: what is undefined is null."""
+    return {name: {k: None if v != v else v for k, v in e._asdict().items()} for name, e in found.items()}
 
 
 def merge(*parts: Scores) -> Scores:

@@ -57,6 +57,7 @@ def page(folder: Path, config: dict, results: dict, pictures: Sequence[Picture])
         *(_cells(results, data) for data in results["data"]),
         f"<h2>Image quality</h2>{_quality(results)}",
         f"<h2>Patterns</h2>{_patterns(results)}",
+        f"<h2>Detectors</h2>{_pairs(_flat(results.get('networks', {})))}",
         f"<h2>Settings</h2>{_pairs(_flat(config))}",
         f"<h2>Environment</h2>{_pairs(results.get('environment', {}).items())}",
         f"<h2>Files in this folder</h2>{_files(folder)}",

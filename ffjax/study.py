@@ -40,6 +40,19 @@ def networks(loaded: Sequence[Loaded], size: int) -> dict[str, Source]:
     }
 
 
+def save_networks(folder: Run, loaded: Sequence[Loaded]) -> list[str]:
+    """networks.json: architecture, image size and every option of each detector. Returns a warning for each that runs
+    with a quirk of its release: such a network may have dead gradients, or rows that depend on their place."""
+    known = {one.name: {key: one.meta.get(key) for key in ("arch", "size", "options")} for one in loaded}
+    run.write_json(folder / "networks.json", known)
+    quirks = {
+        name: [k for k, v in (told["options"] or {}).items() if v == "as_released"] for name, told in known.items()
+    }
+    return [
+        f"{name}: {', '.join(found)} as released, not fit to be attacked" for name, found in quirks.items() if found
+    ]
+
+
 def check_inputs(folder: Run, networks: dict[str, Source], sets: dict[str, dict[str, ImageSet]]) -> None:
     """inputs.json: a digest of every detector's weights and every set's images, at the first start; at later ones
     InputError if any has changed, since what an earlier start left would no longer fit. sets: split -> name -> images.
@@ -184,6 +197,7 @@ def results(
     value = {
         "conditions": [{"name": c.name, "kind": c.kind, "group": c.group, "storage": c.storage} for c in rows],
         "sources": [source.name for source in sources],
+        "networks": json.loads((folder / "networks.json").read_text()),
         "detectors": list(next(iter(tables.values())).scores),
         "data": [_counts(name, data) for name, data in tests.items()],
         "patterns": json.loads((folder / "patterns.json").read_text()),

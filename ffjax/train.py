@@ -14,6 +14,7 @@ from ffjax.checkpoint import Snapshots
 from ffjax.data.augment import Augment, augmented
 from ffjax.data.batches import batch_at
 from ffjax.engine import Compute
+from ffjax.errors import InputError
 from ffjax.types import Array, Batch, Detector, ImageSet, Outputs, Variables
 
 LossFn = Callable[[Variables, Batch, Array], tuple[Array, tuple[Array, Variables]]]
@@ -35,6 +36,18 @@ class TrainConfig:
     precision: Literal["float32", "bfloat16"] = "float32"
     mask: float = 1.0
     augment: Augment = field(default_factory=Augment)
+
+
+def check(config: TrainConfig) -> None:
+    """InputError for settings that no training can use."""
+    for name in ("epochs", "batch"):
+        if getattr(config, name) < 1:
+            raise InputError(f"train.{name}: must be at least 1, got {getattr(config, name)}")
+    if not config.rate > 0 or not 0 <= config.average < 1 or config.mask < 0 or not 0 <= config.seed < 2**32:
+        told = f"{config.rate}, {config.average}, {config.mask}, {config.seed}"
+        raise InputError(
+            f"train: rate > 0, average in [0, 1), mask >= 0 and seed in 0 to 2^32 - 1 are needed, got {told}"
+        )
 
 
 class TrainState(NamedTuple):

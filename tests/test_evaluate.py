@@ -10,7 +10,7 @@ from ffjax.data import codecs
 from ffjax.data.codecs import STORAGE, to_float
 from ffjax.detectors import mesonet, resnet
 from ffjax.engine import Compute
-from ffjax.evaluate import Condition, activations, margins, score, shown
+from ffjax.evaluate import Condition, activations, clean_scores, margins, mask_overlap, score, shown
 
 DATA = toys.images(61)
 X = to_float(DATA.images)
@@ -47,6 +47,28 @@ def test_small_batches_agree_to_rounding(batch):
 def test_margins_of_a_subset_in_another_order():
     rows = np.random.default_rng(0).permutation(61)[:43]
     assert np.array_equal(margins(FORWARD, X[rows], on_one(24)), margins(FORWARD, X, on_one(32))[rows])
+
+
+def test_the_overlap_of_masks_and_where_it_stands_in_the_scores():
+    mask = np.zeros((12, 12), np.float32) - 1
+    mask[:6] = 1  # forged: the upper half, whatever is shown
+
+    def apply(variables, images):
+        outputs = toys.TOY.apply(variables, images)
+        return outputs._replace(mask=jnp.broadcast_to(mask, (len(images), 12, 12)))
+
+    forward = jax.tree_util.Partial(apply, toys.TOY.init(jax.random.key(0)))
+    true = np.zeros((61, 12, 12), np.uint8)
+    true[1::2, :, :6] = 255  # the left half of every fake: a third of the union
+    found = mask_overlap(forward, DATA.images[:2], true[:2], on_one(32))
+    np.testing.assert_allclose(found, [0, 1 / 3])
+    nothing = jax.tree_util.Partial(lambda v, x: apply(v, x)._replace(mask=-jnp.ones((len(x), 6, 6))), forward.args[0])
+    np.testing.assert_array_equal(mask_overlap(nothing, DATA.images[:2], true[:2], on_one(32)), [1, 0])
+
+    scores = clean_scores(forward, DATA._replace(masks=true), on_one(32))
+    assert scores["clean_mask_iou"].value == pytest.approx(1 / 3) and scores["clean_mask_iou"].n == 30
+    assert list(clean_scores(forward, DATA, on_one(32))) == list(scores)[:-1]
+    assert list(clean_scores(FORWARD, DATA._replace(masks=true), on_one(32))) == list(scores)[:-1]
 
 
 def test_stored_bytes_and_a_pattern_added_on_the_device_are_what_is_shown():

@@ -232,6 +232,16 @@ def test_constant_scores_have_no_correlation(offset):
     assert found["attacked_auc"].value == 0.5 and found["attacked_eer"].value == 0.5
 
 
+def test_the_average_has_the_interval_of_its_clusters_and_json_knows_no_nan():
+    values, groups = np.arange(60.0), np.repeat(np.arange(20), 3)
+    found = metrics.average(values, groups)
+    means = values @ cluster_weights(groups, 1000, 0) / 60
+    assert found.value == 29.5 and found.n == 60
+    np.testing.assert_allclose((found.low, found.high), np.percentile(means, metrics.LEVELS))
+    alone = metrics.average(values, np.zeros(60, int))
+    assert metrics.plain({"x": alone}) == {"x": {"value": 29.5, "low": None, "high": None, "n": 60}}
+
+
 def test_a_perfect_and_an_inverted_detector():
     labels = np.arange(20) % 2
     found = summary(Scores(labels, np.arange(20), 2.0 * labels - 1, 1 - 2.0 * labels), resamples=20)

@@ -14,6 +14,7 @@ from ffjax.data.augment import Augment
 from ffjax.data.batches import batch_at
 from ffjax.detectors import build
 from ffjax.engine import Compute
+from ffjax.errors import InputError
 from ffjax.evaluate import margins
 from ffjax.train import TrainConfig
 from ffjax.types import ImageSet
@@ -129,3 +130,33 @@ def test_the_step_is_the_gradient_of_the_mean_cross_entropy():
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), after.variables["params"], expected
     )
+
+
+def test_a_mask_adds_its_own_cross_entropy_and_only_where_there_are_true_masks():
+    def with_mask(variables, images, key):
+        outputs = TOY.apply(variables, images)
+        return outputs._replace(mask=outputs.acts["conv2"][..., 0] - 1), variables
+
+    batch, rng = batch_at(reddish(), 16, 0, 0), np.random.default_rng(0)
+    variables, key = TOY.init(jax.random.key(0)), jax.random.key(1)
+    masked = TOY._replace(train=with_mask)
+    plain, _ = train.cross_entropy(TOY)(variables, batch, key)
+    np.testing.assert_array_equal(train.cross_entropy(masked)(variables, batch, key)[0], plain)
+
+    z = np.asarray(with_mask(variables, batch.images, key)[0].mask)
+    truth = rng.integers(0, 2, z.shape).astype(np.float32)
+    p = 1 / (1 + np.exp(-z))
+    own = -(truth * np.log(p) + (1 - truth) * np.log(1 - p)).mean(axis=(1, 2))
+    losses, _ = train.cross_entropy(masked, 0.5)(variables, batch._replace(masks=truth), key)
+    np.testing.assert_allclose(losses, plain + 0.5 * own, rtol=1e-5)
+    twice = truth.repeat(2, 1).repeat(2, 2)  # masks at the image's size, twice the network's
+    coarse, _ = train.cross_entropy(masked, 0.5)(variables, batch._replace(masks=twice), key)
+    blurred = jax.image.resize(twice, z.shape, "bilinear", antialias=True)
+    own = -(blurred * np.log(p) + (1 - blurred) * np.log(1 - p)).mean(axis=(1, 2))
+    np.testing.assert_allclose(coarse, plain + 0.5 * own, rtol=1e-5)
+
+
+@pytest.mark.parametrize("wrong", [{"epochs": 0}, {"batch": 0}, {"rate": 0.0}, {"average": 1.0}, {"mask": -1.0}])
+def test_settings_that_no_training_can_use_are_refused(wrong):
+    with pytest.raises(InputError, match=f"train[.:].*{next(iter(wrong))}"):
+        train.check(TrainConfig(**wrong))

@@ -175,6 +175,11 @@ def test_an_unknown_layer_is_refused_naming_the_known():
         assert "\n" not in str(caught.value) and "toy" in str(caught.value)
 
 
+def test_a_detector_that_names_no_activations_is_refused_as_source():
+    with pytest.raises(InputError, match="box: names no activations"):
+        lay_out(config(), [("box", ())])
+
+
 def test_no_pattern_is_refused():
     for field in ("seeds", "eps", "layers"):
         with pytest.raises(InputError, match=field):

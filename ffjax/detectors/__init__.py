@@ -2,11 +2,13 @@
 
 import functools
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from ffjax.detectors import capsule, classnseg, efficientnet, mesonet_port, minifasnet, resnet, vgg, xception
 from ffjax.detectors.forensics import bayar, bondi, laplacian
@@ -17,7 +19,7 @@ from ffjax.errors import InputError
 from ffjax.types import Detector, Outputs, Variables
 
 __all__ = ["DETECTORS", "LAYOUTS", "Loaded", "all_options", "at_size", "build", "chosen", "default_size"]
-__all__ += ["has_mask", "layers", "load", "shipped"]
+__all__ += ["layers", "load", "shipped", "starting_from"]
 
 DETECTORS: dict[str, Callable[..., Detector]] = {
     "meso4": meso4,
@@ -61,6 +63,9 @@ LAYOUTS: dict[str, Callable[..., Layout]] = {
 """Name -> layout(*, options) of its published PyTorch weights. It is given those of the builder's options, and the
 size, that it names; what else it names, such as the order of the classes, a spec may say too."""
 
+SHARES = ("dropout", "stochastic_depth")
+"""Options that are a share of what is dropped in training."""
+
 SHIPPED = Path(__file__).parent / "shipped"
 
 # Nothing here imports weights, keras, pytorch or loading before it is asked to load: `import ffjax.detectors` stays
@@ -84,6 +89,9 @@ def build(arch: str, size: int, dropout: float | None = None, **options: Any) ->
     dropout: the share dropped before its dense layers in training; None for the architecture's own. options: what else
     the builder takes. InputError: no such name, an option it does not know, or a size or value it refuses.
     """
+    if type(size) is not int:
+        raise InputError(f"{arch}: image size must be a whole number of pixels, got {size!r}")
+    _check_number("dropout", dropout or 0.0, 0.0, arch)
     return _build(arch, size, dropout, _hashable(all_options(arch, options)))
 
 
@@ -95,12 +103,14 @@ def all_options(arch: str, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def chosen(known: Mapping[str, Any], given: Mapping[str, Any], owner: str) -> dict[str, Any]:
-    """`known` with the values of `given` in place of defaults. InputError: an unknown name, or another type."""
+    """`known` with the values of `given` in place of defaults. InputError: an unknown name, another type, a whole
+    number below 1, a fraction that is negative or not finite, or a share of 1 or more."""
     for name, value in given.items():
         if name not in known:
             raise InputError(f"unknown option {name!r} of {owner}; known: {', '.join(known) or 'none'}")
         if not _alike(value, known[name]):
             raise InputError(f"option {name!r} of {owner} must be of the kind of {known[name]!r}, got {value!r}")
+        _check_number(name, value, known[name], owner)
     return {**known, **given}
 
 
@@ -111,12 +121,19 @@ def default_size(arch: str) -> int:
 
 def layers(detector: Detector) -> tuple[str, ...]:
     """The names of a detector's activations in order of depth. Nothing is computed."""
-    return tuple(_outputs(detector).acts)
+    variables = jax.eval_shape(detector.init, jax.random.key(0))
+    images = jax.ShapeDtypeStruct((1, *detector.shape), "float32")
+    outputs: Outputs = jax.eval_shape(detector.apply, variables, images)
+    return tuple(outputs.acts)
 
 
-def has_mask(detector: Detector) -> bool:
-    """Whether it says where an image is forged. Nothing is computed."""
-    return _outputs(detector).mask is not None
+def starting_from(detector: Detector, spec: str) -> Detector:
+    """The detector with the weights of `load(spec)` as its init. InputError if they are not of its shapes."""
+    variables = load(spec).variables
+    template = jax.eval_shape(detector.init, jax.random.key(0))
+    if jax.tree.map(np.shape, variables) != jax.tree.map(np.shape, template):
+        raise InputError(f"{spec}: holds weights of another network, size or option than is to be trained")
+    return detector._replace(init=lambda key: variables)
 
 
 def shipped() -> tuple[str, ...]:
@@ -150,12 +167,6 @@ def _build(arch: str, size: int, dropout: float | None, options: tuple[tuple[str
     return DETECTORS[arch](size, **chosen)
 
 
-def _outputs(detector: Detector) -> Outputs:
-    """The shapes of what it says of one image."""
-    variables = jax.eval_shape(detector.init, jax.random.key(0))
-    return jax.eval_shape(detector.apply, variables, jax.ShapeDtypeStruct((1, *detector.shape), "float32"))
-
-
 def _parameters(arch: str) -> Mapping[str, inspect.Parameter]:
     if arch not in DETECTORS:
         raise InputError(f"unknown detector {arch!r}; known: {', '.join(DETECTORS)}")
@@ -164,8 +175,22 @@ def _parameters(arch: str) -> Mapping[str, inspect.Parameter]:
 
 def _alike(value: Any, default: Any) -> bool:
     """Whether a value is of its default's type; a list may stand for a tuple, and a whole number for a fraction."""
-    value, default = (tuple if isinstance(one, list) else type(one) for one in (value, default))
-    return default is type(None) or value is default or (value, default) == (int, float)
+    if isinstance(value, list | tuple) and isinstance(default, tuple):
+        return all(any(_alike(one, two) for two in default) for one in value)
+    kinds = type(value), type(default)
+    return default is None or kinds[0] is kinds[1] or kinds == (int, float)
+
+
+def _check_number(name: str, value: Any, default: Any, owner: str) -> None:
+    if isinstance(default, list | tuple):
+        for one in value:
+            _check_number(name, one, one, owner)
+    elif type(default) is int and value < 1 and name != "size":  # each builder knows which sizes it takes
+        raise InputError(f"option {name!r} of {owner} must be at least 1, got {value}")
+    elif type(default) is float and not 0 <= value < (1 if name in SHARES else math.inf):
+        raise InputError(
+            f"option {name!r} of {owner} must be 0 or more{', and below 1' * (name in SHARES)}, got {value}"
+        )
 
 
 def _hashable(value: Any) -> Any:

@@ -231,11 +231,12 @@ def at_size(detector: Detector, size: int) -> Detector:
 
     The variables stay the same. The detector itself is returned if that is already its size.
     """
-    if detector.shape == (size, size, 3):
+    shape = (size, size, detector.shape[2])
+    if detector.shape == shape:
         return detector
 
     def resized(images: Array) -> Array:
-        _check_images(images, (size, size, 3))
+        _check_images(images, shape)
         return jax.image.resize(images, (images.shape[0], *detector.shape), "bilinear", antialias=True)
 
     def apply(variables: Variables, images: Array) -> Outputs:
@@ -244,4 +245,4 @@ def at_size(detector: Detector, size: int) -> Detector:
     def train(variables: Variables, images: Array, key: Array) -> tuple[Outputs, Variables]:
         return detector.train(variables, resized(images), key)
 
-    return Detector(detector.init, apply, train, (size, size, 3))
+    return Detector(detector.init, apply, train, shape)

@@ -60,6 +60,8 @@ def _check(config: UapConfig) -> None:
 
 
 def _weights(choice: str, source: str, names: tuple[str, ...]) -> list[float]:
+    if not names:
+        raise InputError(f"{source}: names no activations, so nothing of it can be made to over-fire")
     try:
         return layer_weights(choice, names)
     except KeyError as error:

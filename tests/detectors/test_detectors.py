@@ -1,5 +1,6 @@
 """Every entry of DETECTORS is held to the same promises, at a small size and, where it has one, a small width."""
 
+import re
 from typing import Any, NamedTuple
 
 import jax
@@ -240,6 +241,30 @@ def test_sizes_that_a_network_cannot_take_are_refused(name):
 def test_images_of_another_size_are_refused(detector, variables):
     with pytest.raises(InputError, match="given to a detector"):
         detector.apply(variables, images_of(1, 32))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "said"),
+    [
+        ("resnet18", {"width": 0}, "option 'width' of resnet18 must be at least 1, got 0"),
+        ("vgg16", {"hidden": -1}, "option 'hidden' of vgg16 must be at least 1, got -1"),
+        ("laplacian", {"widths": [8, 8, 8, 8, 0]}, "option 'widths' of laplacian must be at least 1, got 0"),
+        ("laplacian", {"kernels": [3.0] * 5}, "option 'kernels' of laplacian must be of the kind of"),
+        ("meso4", {"dropout": 1.0}, "option 'dropout' of meso4 must be 0 or more, and below 1, got 1.0"),
+        ("efficientnet_b0", {"stochastic_depth": -0.1}, "'stochastic_depth' of efficientnet_b0 must be 0 or more, and"),
+        ("capsule_v2", {"noise": float("inf")}, "option 'noise' of capsule_v2 must be 0 or more, got inf"),
+        ("meso4", {"size": 64.0}, "meso4: image size must be a whole number of pixels, got 64.0"),
+    ],
+)
+def test_numbers_that_no_network_can_use_are_refused(name, options, said):
+    with pytest.raises(InputError, match=re.escape(said)):
+        build(name, **{"size": SIZE, **options})
+    build("laplacian", SIZE)  # and nothing of it is remembered
+
+
+def test_a_grey_detector_is_fed_grey_images_of_any_size():
+    detector = build("laplacian", SIZE, channels=1)
+    assert at_size(detector, SIZE) is detector and at_size(detector, 96).shape == (96, 96, 1)
 
 
 def test_unknown_detectors_are_refused_with_the_known_ones():
