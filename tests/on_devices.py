@@ -1,6 +1,6 @@
 """Run by test_devices.py in a process of its own, with as many CPU devices as XLA_FLAGS asks for: the same job on one
-and on all of them. Prints one JSON object: per mode and execution, how far the results lie apart, and the collectives
-in the compiled step."""
+and on all of them. Prints one JSON object: per mode and execution, how far the results lie apart, the collectives in
+the compiled step, and how far the losses of a training lie apart."""
 
 import json
 import re
@@ -13,8 +13,12 @@ import toys
 
 from ffjax import devices, engine, uap
 from ffjax.checkpoint import Snapshots
+from ffjax.data.augment import Augment
+from ffjax.detectors import build
 from ffjax.engine import Compute
 from ffjax.evaluate import margins
+from ffjax.train import TrainConfig, fit
+from ffjax.types import ImageSet
 from ffjax.universal import UapConfig, carriers, over_firing
 from ffjax.universal.patterns import lay_out
 
@@ -65,6 +69,20 @@ def collectives(mode: str, count: int) -> dict[str, list[str]]:
     return {name: shapes for name, shapes in found.items() if shapes}
 
 
+def training(count: int) -> np.ndarray:
+    """The losses of eight steps of a network with batch statistics, which belong to the whole batch."""
+    rng, labels, losses = np.random.default_rng(0), np.arange(64, dtype=np.int32) % 2, []
+    pixels = rng.integers(60, 160, (64, 64, 64, 3)) + 60 * labels[:, None, None, None]
+    data = ImageSet(pixels.astype(np.uint8), labels, labels, tuple(map(str, range(64))))
+    detector = build("laplacian", 64, widths=[4, 4, 4, 4, 8])
+    shots = Snapshots(lambda step, state: None, lambda like: (0, like), lambda: None)
+    settings = TrainConfig(epochs=2, batch=16, augment=Augment(jpeg=0.0))
+    compute = Compute(execution="stepped", chunk=1, devices=count)
+    watch = lambda step, infos, score: losses.extend(np.atleast_1d(infos.loss) if score is None else [])  # noqa: E731
+    fit(detector, data, settings, compute, lambda variables: 0.0, shots, watch)
+    return np.array(losses)
+
+
 def main() -> None:
     every = len(jax.devices())
     report: dict = {"devices": every, "jobs": {}, "collectives": {}}
@@ -85,6 +103,8 @@ def main() -> None:
     x = np.random.default_rng(0).uniform(size=(50, *toys.SHAPE)).astype(np.float32)
     scores = [margins(SOURCE.forward, x, Compute(batch=50, devices=count)) for count in (1, every)]
     report["margins"] = apart(*scores)
+    one, several = training(1), training(every)
+    report["training"] = {"steps": len(several), "first": apart(one[0], several[0]), "loss": apart(one, several)}
     json.dump(report, sys.stdout)
 
 

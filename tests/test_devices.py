@@ -56,6 +56,13 @@ def test_the_work_is_spread_and_compiled_once(report, job):
 
 
 @pytest.mark.slow
+def test_a_training_on_several_devices_is_the_training_on_one(report):
+    """Batch statistics are the whole batch's; from the first step on, Adam magnifies rounding, as above."""
+    found = report["training"]
+    assert found["steps"] == 8 and found["first"] < 1e-6 and found["loss"] < 1e-5
+
+
+@pytest.mark.slow
 def test_patterns_spread_over_devices_need_no_collective(report):
     assert report["collectives"]["no_data"] == {}
 

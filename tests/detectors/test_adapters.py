@@ -9,7 +9,7 @@ import pytest
 from jax.tree_util import Partial
 
 from ffjax.detectors import Loaded, at_size, layers
-from ffjax.detectors.adapters import Convention, from_function
+from ffjax.detectors.adapters import Convention, Raw, from_function
 from ffjax.detectors.checks import DetectorWarning
 from ffjax.errors import InputError
 from ffjax.objectives import margin
@@ -45,7 +45,7 @@ def test_a_model_of_channels_first_is_given_them_first():
         return linear(images.transpose(0, 2, 3, 1))
 
     adapted = from_function(model, SHAPE, Convention(bounds=(0, 1), output="logits", fake=1, layout="NCHW"))
-    assert set(seen) == {(n, 3, 6, 8) for n in (1, 8, 9)}
+    assert set(seen) == {(n, 3, 6, 8) for n in (1, 8, 9, 18)}
     np.testing.assert_array_equal(z(adapted), z(from_function(linear, SHAPE, LOGITS)))
 
 
@@ -81,12 +81,12 @@ def test_gradients_agree_with_finite_differences_through_the_normalisation(says,
 def test_activations_and_masks_come_along():
     def model(images):
         acts = OrderedDict(zebra=images[:, ::2, ::2], aardvark=images * 2)
-        return Outputs(linear(images), images[..., :1], acts)
+        return Outputs(linear(images), images[..., :1] - 0.5, acts)
 
     detector, variables = from_function(model, SHAPE, LOGITS)
     outputs = jax.jit(detector.apply)(variables, IMAGES)
     assert list(outputs.acts) == ["zebra", "aardvark"] == list(layers(detector))
-    np.testing.assert_array_equal(outputs.mask, IMAGES[..., 0])
+    np.testing.assert_array_equal(outputs.mask, IMAGES[..., 0] - 0.5)
     np.testing.assert_array_equal(outputs.acts["aardvark"], IMAGES * 2)
 
 
@@ -160,7 +160,10 @@ def test_an_answer_that_does_not_fit_is_refused(model, match):
 @pytest.mark.parametrize(
     ("shape", "says", "match"),
     [
-        ((6, 8), {}, "shape must be"),
+        ((6, 8), {}, r"shape must be \(height, width, channels\) in whole numbers, got \(6, 8\)"),
+        (16, {}, "shape must be .* got 16"),
+        (None, {}, "shape must be .* got None"),
+        ((6, 8, "3"), {}, r"shape must be .* got \(6, 8, '3'\)"),
         ((6, 8, 0), {}, "shape must be"),
         ((6, 8, 1), {"channels": "BGR"}, "BGR was declared for images of 1 channels"),
         (SHAPE, {"mean": (0.5, 0.5)}, "mean has 2 values for 3 channels"),
@@ -170,6 +173,16 @@ def test_an_answer_that_does_not_fit_is_refused(model, match):
 def test_a_shape_that_does_not_fit_is_refused(shape, says, match):
     with pytest.raises(InputError, match=f"from_function: {match}"):
         from_function(linear, shape, Convention(bounds=(0, 1), output="logits", fake=1, **says))
+
+
+def test_a_shape_may_be_a_list():
+    adapted = from_function(linear, list(SHAPE), LOGITS, check=False)
+    assert adapted.detector.shape == SHAPE and z(adapted).shape == (5,)
+
+
+def test_what_is_no_convention_is_refused():
+    with pytest.raises(InputError, match=r"^from_function: need a Convention, got a dict$"):
+        from_function(linear, SHAPE, {"bounds": (0, 1)})
 
 
 def test_images_of_another_size_are_refused():
@@ -208,6 +221,31 @@ def test_faults_are_refused_unless_nothing_is_to_be_checked(model, says, match):
     assert from_function(model, SHAPE, convention, check=False).detector.shape == SHAPE
 
 
+def test_a_sigmoid_per_class_declared_as_logits_is_a_warning():
+    with pytest.warns(DetectorWarning, match="from_function: declared logits, but every score lies in .* a sigmoid"):
+        from_function(lambda x: jax.nn.sigmoid(linear(x)), SHAPE, LOGITS)
+
+
+def test_a_mask_of_another_kind_than_declared_is_told():
+    model = lambda x: Raw(linear(x), x[..., 0])  # noqa: E731
+    with pytest.warns(DetectorWarning, match="declared a mask of logits, but all of it lies in"):
+        from_function(model, SHAPE, LOGITS)
+    says = Convention(bounds=(-1, 1), output="logits", fake=1, mask="probabilities")
+    with pytest.raises(InputError, match="declared a mask of probabilities, but it ranges from -1 to 1: logits"):
+        from_function(model, SHAPE, says)
+
+
+def test_the_rounding_of_confident_probabilities_is_no_fault():
+    """A batch of another size moves a probability by a unit in the last place, and its logarithm by 0.01 here."""
+
+    def confident(x):
+        p = jax.nn.sigmoid(10 + 2 * jnp.tanh(score(x)))
+        return jnp.where(x.shape[0] % 2, p, p - 6e-8)
+
+    says = Convention(bounds=(0, 1), output="probability", fake="high")
+    from_function(confident, SHAPE, says, check=IMAGES)
+
+
 def test_a_sigmoid_declared_as_a_logit_is_a_warning():
     with pytest.warns(DetectorWarning, match="from_function: declared a logit, but every score lies in"):
         from_function(lambda x: jax.nn.sigmoid(score(x)), SHAPE, LOGIT)
@@ -234,3 +272,5 @@ def test_faults_are_looked_for_on_the_callers_own_images():
         from_function(dead_when_dark, SHAPE, LOGITS, check=IMAGES * 0.4)
     with pytest.raises(InputError, match="need two or more images"):
         from_function(linear, SHAPE, LOGITS, check=IMAGES[0])
+    with pytest.raises(InputError, match=r"check: need two or more images of .* got str"):
+        from_function(linear, SHAPE, LOGITS, check="yes")

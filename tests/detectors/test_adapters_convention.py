@@ -111,8 +111,17 @@ def test_probabilities_keep_a_margin_of_27_and_one_probability_of_16():
         ({"output": "probability", "fake": 0}, "fake: for one probability say 'high' or 'low'"),
         ({"bounds": (1, 0)}, "bounds: need two finite values, low < high"),
         ({"bounds": (0, float("inf"))}, "bounds: need two finite values"),
-        ({"std": 0.0}, "mean, std: need finite means and positive deviations"),
-        ({"std": (0.2, -0.2, 0.2)}, "mean, std: need finite means and positive deviations"),
+        ({"bounds": (0,)}, r"bounds: need two finite values, low < high, got \(0,\)$"),
+        ({"bounds": None}, "bounds: need two finite values, low < high, got None$"),
+        ({"bounds": ("a", "b")}, r"bounds: need two finite values, low < high, got \('a', 'b'\)$"),
+        ({"classes": "2"}, "classes: need a whole number, 2 or more, got '2'"),
+        ({"classes": 1}, "classes: need a whole number, 2 or more, got 1"),
+        ({"std": 0.0}, "std: need a positive number, or one per channel, got 0.0"),
+        ({"std": (0.2, -0.2, 0.2)}, r"std: need a positive number, or one per channel, got \(0.2, -0.2, 0.2\)"),
+        ({"std": None}, "std: need a positive number"),
+        ({"mean": "a"}, "mean: need a finite number, or one per channel, got 'a'"),
+        ({"mean": (0.5, "b")}, "mean: need a finite number"),
+        ({"mean": float("nan")}, "mean: need a finite number"),
         ({"mean": (123.7, 116.8, 103.9)}, "mean: .* lies outside bounds"),
         ({"mean": 0.5, "std": 58.0}, "std: 58.0 spreads bounds .* over 0.0172: two scales"),
         ({"bounds": (0, 255), "mean": 0.5, "std": 0.229}, "std: 0.229 spreads bounds .* over 1.11e.03: two scales"),
@@ -121,6 +130,14 @@ def test_probabilities_keep_a_margin_of_27_and_one_probability_of_16():
 def test_a_contradictory_convention_is_refused(says, match):
     with pytest.raises(InputError, match=match):
         Convention(**({"bounds": (0, 1), "output": "logits", "fake": 1} | says))
+
+
+def test_lists_and_arrays_stand_for_tuples():
+    given = Convention(
+        bounds=[0, 1], output="logits", fake=[1, 2], classes=np.int64(4), mean=np.array([0.5, 0.25, 0.5])
+    )
+    assert given == Convention(bounds=(0, 1), output="logits", fake=(1, 2), classes=4, mean=(0.5, 0.25, 0.5))
+    assert hash(given) is not None
 
 
 @pytest.mark.parametrize("missing", ["bounds", "output", "fake"])

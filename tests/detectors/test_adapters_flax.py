@@ -46,7 +46,7 @@ NET = Net()
 
 @pytest.fixture(scope="module")
 def variables():
-    return NET.init(jax.random.key(0), jnp.zeros((1, *SHAPE)), False)
+    return NET.init(jax.random.key(1), jnp.zeros((1, *SHAPE)), False)
 
 
 def acts(adapted):
@@ -91,7 +91,7 @@ def test_a_linen_modules_own_activations_stand_unless_layers_are_named():
 
 def test_linen_init_draws_new_variables(variables):
     detector, _ = from_linen(NET, variables, SHAPE, LOGITS, inference=EVAL, check=False)
-    drawn = detector.init(jax.random.key(1))
+    drawn = detector.init(jax.random.key(2))
     assert jax.tree.map(jnp.shape, drawn) == jax.tree.map(jnp.shape, variables)
     assert not jnp.array_equal(drawn["params"]["Dense_0"]["kernel"], variables["params"]["Dense_0"]["kernel"])
 

@@ -1,5 +1,6 @@
 """Models that only give scores: what is asked, what is counted, that no gradient is taken."""
 
+import shlex
 import sys
 import textwrap
 
@@ -10,6 +11,7 @@ import pytest
 
 from ffjax.detectors import checks, layers
 from ffjax.detectors.adapters import Convention, command, from_scores
+from ffjax.detectors.checks import DetectorWarning
 from ffjax.errors import InputError
 from ffjax.objectives import margin
 
@@ -87,7 +89,7 @@ def test_the_ledger_counts_every_image_shown():
 
 
 def test_the_checks_ask_what_they_say():
-    assert asked(from_scores(linear, SHAPE, LOGITS).queries) == (46, 6)
+    assert asked(from_scores(linear, SHAPE, LOGITS).queries) == (64, 6)
 
 
 def test_two_black_boxes_have_two_ledgers():
@@ -133,6 +135,26 @@ def test_faults_are_refused(fn, match, caplog):
     with pytest.raises(InputError, match=match) as caught:
         from_scores(fn, SHAPE, LOGITS)
     assert "\n" not in str(caught.value)
+    assert not caplog.records  # JAX would log a page about it
+
+
+def test_a_detector_that_says_the_same_of_all_is_refused():
+    with pytest.raises(
+        InputError, match=r"^from_scores: all 9 images get the same scores: it is dead, given wrong bou"
+    ):
+        from_scores(lambda x: np.full((len(x), 2), [0.7, 1.3]), SHAPE, LOGITS)
+
+
+def test_decisions_are_a_warning():
+    one = Convention(bounds=(0, 1), output="probability", fake="high")
+    with pytest.warns(DetectorWarning, match="from_scores: scores take only the values 0, 1: decisions, .* decision-b"):
+        from_scores(lambda x: linear(x)[:, 0] > -9.7, SHAPE, one)
+
+
+def test_faint_noise_is_refused():
+    rng = np.random.default_rng(0)
+    with pytest.raises(InputError, match="from_scores: two calls on the same images differ"):
+        from_scores(lambda x: linear(x) + 1e-3 * rng.normal(size=(len(x), 2)), SHAPE, LOGITS)
 
 
 def test_a_random_detector_is_refused():
@@ -142,7 +164,7 @@ def test_a_random_detector_is_refused():
 
 
 def test_a_verdict_without_slope_is_no_fault_of_a_black_box():
-    from_scores(lambda x: np.sign(linear(x)) * 0.7, SHAPE, LOGITS)
+    from_scores(lambda x: np.rint(2 * linear(x)), SHAPE, LOGITS)
 
 
 @pytest.mark.parametrize(
@@ -209,6 +231,14 @@ def test_a_program_that_fails_is_refused(tmp_path, text, match):
         command(program(tmp_path, text))(BYTE_IMAGES)
 
 
+def test_a_program_may_be_given_as_one_line(tmp_path):
+    scores = command(shlex.join(program(tmp_path)))(BYTE_IMAGES)
+    np.testing.assert_array_equal(scores, command(program(tmp_path))(BYTE_IMAGES))
+    for line in ("python 'their.py", 7):
+        with pytest.raises(InputError, match=r"command: .* is no line of words"):
+            command(line)
+
+
 def test_a_program_that_cannot_run_is_refused(tmp_path):
     with pytest.raises(InputError, match="command: names no program"):
         command([])
@@ -220,7 +250,8 @@ def test_a_program_that_cannot_run_is_refused(tmp_path):
         command(program(tmp_path))(IMAGES)
 
 
-def test_a_programs_fault_is_said_in_one_line_when_it_is_checked(tmp_path):
+def test_a_programs_fault_is_said_in_one_line_when_it_is_checked(tmp_path, caplog):
     ask = command(program(tmp_path, "import sys; sys.exit('no such weights')"))
     with pytest.raises(InputError, match=r"^from_scores: the model fails .*exit code 1: no such weights$"):
         from_scores(ask, SHAPE, BYTES, dtype="uint8")
+    assert not caplog.records

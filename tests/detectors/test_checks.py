@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ffjax.detectors import checks
+from ffjax.detectors import build, checks
 from ffjax.errors import InputError
 from ffjax.types import Detector, Outputs
 
@@ -95,10 +95,37 @@ def test_a_first_row_that_is_treated_apart_is_refused():
     refused("with its place in the batch", lambda x: linear(x.at[:3].multiply(0.5)))
 
 
+def test_a_faint_influence_is_refused():
+    refused("rows influence each other: logits", lambda x: linear(x) + 1e-3 * linear(x).mean(keepdims=True))
+
+
+@pytest.mark.parametrize("images", [IMAGES, IMAGES[:2]])
+def test_an_influence_that_begins_with_a_batch_of_16_is_refused(images):
+    def joined(x):
+        return linear(x) - (0.1 * linear(x).mean(keepdims=True) if len(x) >= 16 else 0)
+
+    with pytest.raises(InputError, match=r"^theirs: rows influence each other: logits"):
+        examine(joined, images)
+
+
+def test_an_answer_that_depends_on_the_size_of_the_batch_is_refused():
+    refused("with the size of the batch", lambda x: linear(x) * (1 if len(x) < 16 else 1.01))
+
+
+def test_faint_noise_is_refused():
+    rng = np.random.default_rng(0)
+
+    def drawn(images):
+        shape = jax.ShapeDtypeStruct((len(images),), jnp.float32)
+        draw = lambda x: rng.normal(size=len(x)).astype(np.float32)  # noqa: E731
+        return linear(images) + 1e-3 * jax.pure_callback(draw, shape, images)
+
+    with pytest.raises(InputError, match=r"^theirs: two calls on the same images differ by"):
+        examine(drawn, gradient=False)
+
+
 def test_an_influence_on_the_mask_alone_is_refused():
-    refused(
-        "rows influence each other: mask of image", linear, mask=lambda x: x[..., 0] - x[..., 0].mean(0, keepdims=True)
-    )
+    refused("rows influence each other: mask of a", linear, mask=lambda x: x[..., 0] - x[..., 0].mean(0, keepdims=True))
     refused("rows influence each other: activation conv1 of", linear, act=lambda x: x - x.mean(0, keepdims=True))
 
 
@@ -191,6 +218,40 @@ def test_scores_of_another_kind_are_refused(scores, output, match):
         checks.examine_scores(scores, output, name="theirs")
 
 
+def test_scores_that_are_the_same_for_all_images_are_refused():
+    for output, scores in (("logits", [[3.0, -2.0]]), ("probabilities", [[0.3, 0.7]]), ("logit", [[1.5]])):
+        with pytest.raises(InputError, match=r"^theirs: all 4 images get the same scores: it is dead"):
+            checks.examine_scores(np.float32(scores * 4), output, name="theirs")
+
+
+@pytest.mark.parametrize(
+    ("scores", "match"),
+    [
+        (
+            PROBABILITIES * np.float32([0.5, 1]),
+            "every score lies in [0, 1]: a sigmoid per class? (an untrained network may)",
+        ),
+        (PROBABILITIES * 100, "every row sums to 100: a softmax, scaled?"),
+        (PROBABILITIES - 1, "every row sums to -1: a softmax, scaled?"),
+    ],
+)
+def test_logits_that_may_be_probabilities_are_a_warning(scores, match):
+    (found,) = checks.examine_scores(scores, "logits", name="theirs")
+    assert found == f"theirs: declared logits, but {match}"
+
+
+@pytest.mark.parametrize("ends", [(0, 1), (1e-7, 1 - 1e-7)])
+def test_decisions_are_a_warning(ends):
+    (found,) = checks.examine_scores(np.float32(ends)[[0, 1, 1, 0]], "probability", name="theirs")
+    assert found.startswith("theirs: scores take only the values ") and "decision-based attacks" in found
+
+
+def test_logits_of_either_sign_are_no_softmax():
+    """A network trained from zero has rows that sum to 0."""
+    z = LOGITS[:, :1]
+    assert checks.examine_scores(np.concatenate([-z, z], axis=1), "logits") == ()
+
+
 def test_one_score_inside_the_unit_interval_is_a_warning():
     (found,) = checks.examine_scores(PROBABILITIES[:, :1], "logit", name="theirs")
     assert (
@@ -238,3 +299,28 @@ def test_a_constant_model_is_no_fault_of_its_bounds():
 
 def test_plain_scaling_is_no_fault_of_bounds():
     assert bounds_found(lambda x: linear(x) / 255 - 0.3 / 255, (0.0, 1.0)) == ()
+
+
+def examined(arch, size, **options):
+    network = build(arch, size, **options)
+    images = checks.textures(network.shape)
+    return checks.examine(network, network.init(jax.random.key(0)), images, name=arch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ["meso4", "resnet10", "laplacian", "bondi"])
+def test_our_own_networks_pass(arch):
+    assert examined(arch, 64) == ()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arch", "quirk", "match"),
+    [
+        ("classnseg", {"normaliser": "as_released"}, "with its place in the batch"),
+        ("capsule_v1", {"features": "as_released"}, "gradient of the verdict is zero on every image: detached"),
+    ],
+)
+def test_released_quirks_are_refused(arch, quirk, match):
+    with pytest.raises(InputError, match=f"^{arch}: .*{match}"):
+        examined(arch, 64, **quirk)

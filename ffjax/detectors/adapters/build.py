@@ -1,6 +1,8 @@
 """From a foreign model's call to a Detector: the conventions applied, the shapes tried, the checks run."""
 
 import importlib
+import logging
+import operator
 import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +22,14 @@ Call = Callable[[Variables, Array], Any]
 
 Bounds = tuple[float, float]
 Shape = tuple[int, int, int]
+
+
+def _logged(record: logging.LogRecord) -> bool:
+    return not (record.exc_info and isinstance(record.exc_info[1], InputError))
+
+
+# JAX logs a page of traceback for what a callback raises before it raises it again: our one line needs no such company
+logging.getLogger("jax._src.callback").addFilter(_logged)
 
 
 class Adapted(NamedTuple):
@@ -59,7 +69,7 @@ def adapt(
     who: begins every message. check: True, or images (B, H, W, C) in [0, 1] to check with besides black, grey and
     white ones. Raises InputError, and warns with checks.DetectorWarning, as `checks` says.
     """
-    _check_channels(who, shape, convention)
+    shape = declared(who, shape, convention)
     nchw = (convention.layout or ways.layout) == "NCHW"
 
     def taken(images: Array, bounds: Bounds | None = None) -> Array:
@@ -76,10 +86,10 @@ def adapt(
         result, updated = ways.train(variables, taken(images), key)
         return to_outputs(read(result), convention, nchw), updated
 
-    def scores(variables: Variables, images: Array, bounds: Bounds) -> tuple[Array, Array]:
+    def scores(variables: Variables, images: Array, bounds: Bounds) -> tuple[Array, Array, Array | None]:
         raw = read(call(variables, taken(images, bounds)))
         logits = to_outputs(raw, convention, nchw).logits
-        return raw.scores, logits[:, 1] - logits[:, 0]
+        return raw.scores, logits[:, 1] - logits[:, 0], raw.mask
 
     detector = Detector(ways.init or (lambda key: variables), apply, train, shape)
     _try_shapes(who, detector, variables)
@@ -92,23 +102,31 @@ def _check(who, detector, variables, convention, check, scores, cheap: bool) -> 
     """Everything in `checks`: the raw scores first, since what they are declared to be explains most other faults."""
     images = checks.with_plain(checks.textures(detector.shape) if check is True else check, detector.shape)
     ask, memo = jax.jit(scores), {}
+    squashed = ["logits"] * (convention.output in ("probabilities", "probability"))
+    squashed += ["mask"] * (convention.mask == "probabilities")
 
-    def asked(bounds: Bounds) -> tuple[np.ndarray, np.ndarray]:
+    def asked(bounds: Bounds) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         if bounds not in memo:  # a model that is asked over a network is not asked twice
-            memo[bounds] = tuple(map(np.asarray, ask(variables, images, bounds)))
+            memo[bounds] = jax.tree.map(np.asarray, ask(variables, images, bounds))
         return memo[bounds]
 
     def found() -> Iterator[str]:  # one after the other: a warning is the reason for a refusal that may follow
-        yield from checks.examine_scores(asked(convention.bounds)[0], convention.output, name=who)
+        raw, _, mask = asked(convention.bounds)
+        yield from checks.examine_scores(raw, convention.output, name=who)
+        yield from () if mask is None else checks.examine_mask(mask, convention.mask, name=who)
         if cheap and np.all(np.equal(convention.std, 1)):  # a deviation has given the scale away already
             yield from checks.examine_bounds(lambda bounds: asked(bounds)[1], convention.bounds, name=who)
-        yield from checks.examine(detector, variables, images[len(checks.PLAIN) :], gradient=cheap, name=who)
+        own = images[len(checks.PLAIN) :]
+        yield from checks.examine(detector, variables, own, gradient=cheap, name=who, squashed=squashed)
 
     try:
         for message in found():
             warnings.warn(message, checks.DetectorWarning, stacklevel=4)
     except jax.errors.JaxRuntimeError as error:  # what a callback raised comes wrapped in a traceback
-        raise InputError(f"{who}: the model fails when it is called: {_raised(error)}") from error
+        said = _raised(error)
+        raise InputError(
+            said if said.startswith(who) else f"{who}: the model fails when it is called: {said}"
+        ) from error
 
 
 def _try_shapes(who: str, detector: Detector, variables: Variables) -> None:
@@ -127,14 +145,23 @@ def _try_shapes(who: str, detector: Detector, variables: Variables) -> None:
             raise InputError(f"{who}: {rows} images give {logits.shape[0]} scores: the model joins or drops rows")
 
 
-def _check_channels(who: str, shape: Shape, convention: Convention) -> None:
-    if len(shape) != 3 or min(shape) < 1:
-        raise InputError(f"{who}: shape must be (height, width, channels), got {shape}")
+def declared(who: str, shape: Any, convention: Any) -> Shape:
+    """The shape, given in any sequence, as a tuple. InputError where it or the convention is none, or they disagree."""
+    if not isinstance(convention, Convention):
+        raise InputError(f"{who}: need a Convention, got a {type(convention).__name__}")
+    try:
+        h, w, c = map(operator.index, shape)
+    except (TypeError, ValueError):
+        h = w = c = 0
+    if min(h, w, c) < 1:
+        raise InputError(f"{who}: shape must be (height, width, channels) in whole numbers, got {shape!r}")
+    shape = (h, w, c)
     if convention.channels == "BGR" and shape[2] != 3:
         raise InputError(f"{who}: BGR was declared for images of {shape[2]} channels")
     for name in ("mean", "std"):
         if np.size(getattr(convention, name)) not in (1, shape[2]):
             raise InputError(f"{who}: {name} has {np.size(getattr(convention, name))} values for {shape[2]} channels")
+    return shape
 
 
 def _check_images(images: Array, shape: Shape) -> None:
@@ -159,9 +186,9 @@ def library(who: str, name: str, extra: str) -> Any:
 
 
 def _raised(error: BaseException) -> str:
-    """The last line of a traceback inside a message."""
+    """The last line of a traceback inside a message; ours without the name of its class."""
     found = re.findall(r"^\S*(?:Error|Exception)\b: .*$", str(error), re.MULTILINE)
-    return found[-1][:200] if found else one_line(error)
+    return found[-1].removeprefix("InputError: ")[:200] if found else one_line(error)
 
 
 def one_line(error: BaseException) -> str:

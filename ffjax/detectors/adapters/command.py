@@ -1,5 +1,6 @@
 """A program that scores image files, as a function for `from_scores`."""
 
+import shlex
 import subprocess
 import tempfile
 from collections.abc import Callable, Sequence
@@ -11,9 +12,10 @@ from PIL import Image
 from ffjax.errors import InputError
 
 
-def command(argv: Sequence[str], *, timeout: float = 600.0) -> Callable[[np.ndarray], np.ndarray]:
+def command(argv: str | Sequence[str], *, timeout: float = 600.0) -> Callable[[np.ndarray], np.ndarray]:
     """A program as a function images (n, H, W, C) uint8, C of 1 or 3 -> scores (n, K), one run per call.
 
+    argv: its words, or one line that is parted as a shell parts it.
     The images are written as 00000.png, 00001.png, ... into a new folder, whose path is the program's last argument. It
     prints one line per image, in any order: the file's name and its scores, parted by blanks, commas or tabs. Other
     lines must not begin with such a name. timeout: seconds for one run.
@@ -22,7 +24,10 @@ def command(argv: Sequence[str], *, timeout: float = 600.0) -> Callable[[np.ndar
 
         from_scores(command(["python", "their_detector.py"]), (64, 64, 3), says, dtype="uint8")
     """
-    words = [str(word) for word in argv]
+    try:
+        words = shlex.split(argv) if isinstance(argv, str) else [str(word) for word in argv]
+    except (TypeError, ValueError) as error:
+        raise InputError(f"command: {argv!r} is no line of words ({error})") from None
     if not words:
         raise InputError("command: names no program")
 

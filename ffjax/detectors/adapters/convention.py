@@ -3,6 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, Literal, NamedTuple, cast, get_args
 
 import jax
@@ -29,7 +30,8 @@ class Convention:
     """
 
     bounds: tuple[float, float]
-    """Values of black and white before normalisation: (0, 1), (0, 255), (-1, 1), ..."""
+    """Values of black and white before normalisation: (0, 1), (0, 255), (-1, 1), ... Wrong ones are warned about where
+    verdicts show it, and cannot be known once a `std` other than 1 is declared: it may be meant for them."""
     output: Output
     """Two or more `logits` or `probabilities` (B, K); or one `logit` or `probability` (B,) or (B, 1)."""
     fake: int | tuple[int, ...] | Literal["high", "low"]
@@ -49,8 +51,23 @@ class Convention:
 
     def __post_init__(self) -> None:
         _check_words(self)
+        for name in ("bounds", "mean", "std", "fake", "classes"):
+            object.__setattr__(self, name, _plain(getattr(self, name)))
         _check_fake(self)
         _check_scale(self)
+
+
+def _plain(value: Any) -> Any:
+    """A list or an array as a tuple of Python's own numbers, so that a convention can be hashed."""
+    value = value.tolist() if hasattr(value, "tolist") else value
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _numbers(value: Any) -> np.ndarray | None:
+    """A finite number or a tuple of them as (n,) float64; None for anything else."""
+    items = value if isinstance(value, tuple) else (value,)
+    real = all(isinstance(item, Real) and not isinstance(item, bool) for item in items)
+    return np.array(items, np.float64) if items and real and np.isfinite(np.array(items, np.float64)).all() else None
 
 
 def _check_words(convention: Convention) -> None:
@@ -66,6 +83,8 @@ def _check_fake(convention: Convention) -> None:
         if fake not in ("high", "low"):
             raise InputError(f"fake: for one {output} say 'high' or 'low' (which end means fake), not {fake!r}")
         return
+    if type(convention.classes) is not int or convention.classes < 2:
+        raise InputError(f"classes: need a whole number, 2 or more, got {convention.classes!r}")
     chosen = fake_indices(convention) if type(fake) in (int, tuple) else ()
     inside = all(type(k) is int and 0 <= k < convention.classes for k in chosen)
     if not inside or not 0 < len(chosen) == len(set(chosen)) < convention.classes:
@@ -73,14 +92,14 @@ def _check_fake(convention: Convention) -> None:
 
 
 def _check_scale(convention: Convention) -> None:
-    low, high = convention.bounds
-    mean, std = (np.atleast_1d(np.asarray(v, np.float64)) for v in (convention.mean, convention.std))
-    if not np.isfinite([low, high]).all() or low >= high:
-        raise InputError(f"bounds: need two finite values, low < high, got {convention.bounds}")
-    if not np.isfinite(mean).all() or not np.isfinite(std).all() or std.min() <= 0:
-        raise InputError(
-            f"mean, std: need finite means and positive deviations, got {convention.mean}, {convention.std}"
-        )
+    bounds, mean, std = map(_numbers, (convention.bounds, convention.mean, convention.std))
+    if bounds is None or len(bounds) != 2 or bounds[0] >= bounds[1]:
+        raise InputError(f"bounds: need two finite values, low < high, got {convention.bounds!r}")
+    if mean is None:
+        raise InputError(f"mean: need a finite number, or one per channel, got {convention.mean!r}")
+    if std is None or std.min() <= 0:
+        raise InputError(f"std: need a positive number, or one per channel, got {convention.std!r}")
+    low, high = bounds
     if mean.min() < low or mean.max() > high:
         raise InputError(f"mean: {convention.mean} lies outside bounds {convention.bounds}: they are on two scales")
     span = (high - low) / std.min()  # what photographs are divided by is a fifth to a third of their range

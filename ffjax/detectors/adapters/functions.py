@@ -97,7 +97,9 @@ def from_keras(
         scores, acts = result
         return scores[0], OrderedDict(zip(layers, acts, strict=True))
 
-    return adapt("from_keras", call, variables, shape or _keras_shape(model, convention), convention, check)
+    return adapt(
+        "from_keras", call, variables, _keras_shape(model, convention) if shape is None else shape, convention, check
+    )
 
 
 def _keras_shape(model: Any, convention: Convention) -> Shape:

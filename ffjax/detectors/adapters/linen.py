@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ffjax.detectors.adapters.build import Adapted, Shape, Ways, adapt, check_layers
+from ffjax.detectors.adapters.build import Adapted, Shape, Ways, adapt, check_layers, declared
 from ffjax.detectors.adapters.convention import Convention, Raw, read
 from ffjax.types import Array, Variables
 
@@ -37,7 +37,7 @@ def from_linen(
 
         from_linen(net, variables, (64, 64, 3), says, inference={"train": False}, layers=("Conv_0", "Conv_3"))
     """
-    arguments = dict(inference or {})
+    arguments, shape = dict(inference or {}), declared("from_linen", shape, convention)
 
     def run(
         variables: Variables, images: Array, arguments: Mapping[str, Any], mutable: Sequence[str] = (), **rngs: Any

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ffjax.detectors.adapters.build import Shape, Ways, adapt
+from ffjax.detectors.adapters.build import Shape, Ways, adapt, declared, one_line
 from ffjax.detectors.adapters.convention import Convention, Raw
 from ffjax.errors import InputError
 from ffjax.types import Array, Detector, Variables
@@ -48,11 +48,12 @@ def from_scores(
     dtype: what it takes; 'uint8' rounds to the nearest byte and needs bounds (0, 255) without normalisation.
     Works under jit, scan and vmap (rows joined into one call). Differentiating it raises InputError when it is traced.
     On a CPU that is split into several devices a callback and a collective can wait for each other: use one device.
-    The checks ask about 46 images (five times nine, and one alone), so pass check=False where a query costs.
+    The checks ask about 64 images (three times nine, twice 18, and one alone), so pass check=False where a query costs.
     Raises InputError as `from_function`; a fault of fn in an attack surfaces as JAX's error with its text.
 
         detector, variables, queries = from_scores(ask, (64, 64, 3), says, dtype="uint8")
     """
+    shape = declared("from_scores", shape, convention)
     _check_dtype(dtype, convention)
     queries, lock = Queries(np.zeros((), np.int64), np.zeros((), np.int64)), threading.Lock()
     answer = (convention.classes,) if convention.output in ("logits", "probabilities") else ()
@@ -65,7 +66,7 @@ def from_scores(
         with lock:  # JAX may ask from two threads
             queries.images[...] += len(rows)
             queries.calls[...] += 1
-        return _scores(fn(rows), len(rows), answer).reshape(*x.shape[:-3], *answer)
+        return _scores(_answer(fn, rows), len(rows), answer).reshape(*x.shape[:-3], *answer)
 
     @jax.custom_jvp
     def call(images: Array) -> Array:
@@ -80,6 +81,15 @@ def from_scores(
     return BlackBox(
         *adapt("from_scores", lambda _, images: Raw(call(images)), {}, shape, convention, check, ways), queries
     )
+
+
+def _answer(fn: Callable[[np.ndarray], Any], rows: np.ndarray) -> Any:
+    try:
+        return fn(rows)
+    except InputError:
+        raise
+    except Exception as error:  # whatever somebody else's function raises
+        raise InputError(f"{type(error).__name__}: {one_line(error)}") from error
 
 
 def _check_dtype(dtype: str, convention: Convention) -> None:

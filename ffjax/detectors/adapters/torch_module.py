@@ -3,6 +3,7 @@
 import copy
 import functools
 import hashlib
+import itertools
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.custom_derivatives import SymbolicZero
 
-from ffjax.detectors.adapters.build import Adapted, Shape, Ways, adapt, check_layers, library, one_line
+from ffjax.detectors.adapters.build import Adapted, Shape, Ways, adapt, check_layers, declared, library, one_line
 from ffjax.detectors.adapters.convention import Convention, Raw
 from ffjax.errors import InputError
 from ffjax.types import Array, Variables
@@ -31,20 +32,25 @@ def from_torch(
         requires_grad flags and gradients, and training it further does not change the detector. The copy stays on
         the module's device; images travel through the host.
     layers: submodules, by their names in named_modules(), whose outputs are the activations, in the order given. Each
-        is copied to JAX at every call, so name those that are read.
+        is copied to JAX at every call, so name those that are read. TorchScript modules show none.
     Differentiable once, backwards: jax.jvp and second derivatives raise. The gradient runs the forward anew, so a
     value with its gradient costs two forwards and a backward, the gradient alone one of each.
     On a CPU that is split into several devices a callback and a collective can wait for each other: use one device.
-    The variables hold no weights, only a digest of them. Raises InputError for what is no module, an unknown layer
-    (listing the known ones), and as `from_function`.
+    The variables hold no weights, only a digest of them (frozen TorchScript shows none to digest). Raises InputError
+    for what is no module, an unknown layer (listing the known ones), and as `from_function`.
 
         from_torch(net, (64, 64, 3), Convention(bounds=(0, 1), mean=0.5, std=0.5, output="logits", fake=0))
     """
     torch = library("from_torch", "torch", "torch")
     if not isinstance(module, torch.nn.Module):
         raise InputError(f"from_torch: need a torch.nn.Module, got a {type(module).__name__}; wrap it in one")
+    shape = declared("from_torch", shape, convention)
     check_layers("from_torch", layers, [name for name, _ in module.named_modules() if name])
-    host = _Host(torch, _copied(module), tuple(layers), (convention.layout or "NCHW") == "NCHW", threading.Lock())
+    if layers and isinstance(module, torch.jit.ScriptModule):
+        raise InputError("from_torch: the layers of a TorchScript module cannot be caught: give no layers")
+    host = _Host(
+        torch, _copied(torch, module), tuple(layers), (convention.layout or "NCHW") == "NCHW", threading.Lock()
+    )
     call = _bridge(host, *_tried(host, shape))
     ways = Ways(layout="NCHW", turned=True)
     return adapt("from_torch", lambda _, images: call(images), _digest(host), shape, convention, check, ways)
@@ -61,12 +67,17 @@ class _Host(NamedTuple):
     lock: threading.Lock
 
 
-def _copied(module: Any) -> Any:
+def _copied(torch: Any, module: Any) -> Any:
+    if any(map(torch.nn.parameter.is_lazy, itertools.chain(module.parameters(), module.buffers()))):
+        raise InputError("from_torch: the module has lazy layers without weights yet: call it on images first")
     try:
-        twin = copy.deepcopy(module)
+        with torch.no_grad():  # else TorchScript's copies are results of a computation, with a gradient
+            twin = copy.deepcopy(module).eval()
+            for parameter in twin.parameters():
+                parameter.requires_grad_(False)
     except Exception as error:  # weights that are themselves results of a computation, for one
         raise InputError(f"from_torch: the module cannot be copied: {one_line(error)}") from error
-    return twin.eval().requires_grad_(False)
+    return twin
 
 
 def _digest(host: _Host) -> Variables:
