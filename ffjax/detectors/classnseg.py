@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax.linen.dtypes import promote_dtype
 
+from ffjax.detectors.blocks import conv_in_blocks, out_of_blocks
 from ffjax.detectors.layers import MEAN_AND_SPREAD, as_detector, conv, normalised, on_cpu, one_of
 from ffjax.detectors.layout import Layout
 from ffjax.errors import InputError
@@ -205,6 +206,8 @@ class _Transposed(nn.Module):
         kernel = kernel[::-1, ::-1].transpose(0, 1, 3, 2)  # now a correlation on the image with zeros in between
         if self.stride == 2 and x.shape[-1] <= FEW and on_cpu():
             y = _double_by_phases(x, kernel)
+        elif self.features <= 4 and on_cpu():
+            y = out_of_blocks(conv_in_blocks(x, kernel))
         else:
             pads = ((1, self.stride), (1, self.stride))
             spread = (self.stride, self.stride)
