@@ -3,18 +3,20 @@
     python -m benchmarks.detectors                          # every network, at its own size: some minutes
     python -m benchmarks.detectors --only meso4 resnet18 --repeats 15
 
-Prints medians over interleaved repeats in one process, so that a busy machine slows both sides alike: ours is one
-jitted value-and-gradient of the mean margin, theirs the same by autograd, channels_last, float32, inference mode of
-BatchNorm; both with all cores. Where a network has a mask, its mean is part of the value. Held to: meso4 at most 1.0,
+Prints medians over interleaved repeats, so that a busy machine slows both sides alike: ours is one jitted
+value-and-gradient of the mean margin, theirs the same by autograd, channels_last, float32, inference mode of BatchNorm;
+both with all cores. Where a network has a mask, its mean is part of the value. Held to: meso4 at most 1.0,
 resnet18 at most 1.3 times PyTorch (2 CPU cores). Needs the extra `bench`.
 """
 
 import importlib
 import json
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -45,22 +47,32 @@ class Config:
 
 
 def main(cfg: Config) -> None:
-    """Measures and prints, network by network."""
+    """Measures and prints, each network in a process of its own, so that none meets the memory another left behind."""
     told = {"rows": cfg.rows, "repeats": cfg.repeats, "torch": peers().VERSION}
-    print(f"{'network':20s} {'size':>5s} {'ours ms':>9s} {'torch ms':>9s} {'ratio':>6s} {'spread':>13s}")
+    sizes = {name: cfg.size or detectors.default_size(name) for name in cfg.only}
     figures = {}
-    for name in cfg.only:
-        size = cfg.size or detectors.default_size(name)
-        ours, theirs = both(name, size, cfg.rows)
-        times = interleaved(ours, theirs, cfg.repeats)
-        ratios = sorted(a / b for a, b in zip(*times, strict=True))
-        a, b = (statistics.median(part) for part in times)
-        figures[name] = {"size": size, "ours_ms": 1e3 * a, "torch_ms": 1e3 * b, "ratio": a / b, "pairs": ratios}
-        print(f"{name:20s} {size:5d} {1e3 * a:9.1f} {1e3 * b:9.1f} {a / b:6.2f} {ratios[0]:6.2f} {ratios[-1]:6.2f}")
-        jax.clear_caches()
+    with tempfile.TemporaryDirectory() as folder:
+        for name, size in sizes.items():
+            out = Path(folder) / f"{name}.json"
+            process = get_context("spawn").Process(target=_one, args=(name, size, cfg, out))
+            process.start()
+            process.join()
+            if process.exitcode:
+                raise InputError(f"{name}: its measurement ended with code {process.exitcode}")
+            figures[name] = json.loads(out.read_text())
     if cfg.out:
         cfg.out.parent.mkdir(parents=True, exist_ok=True)
         cfg.out.write_text(json.dumps(told | {"networks": figures} | environment(), indent=1) + "\n")
+
+
+def _one(name: str, size: int, cfg: Config, out: Path) -> None:
+    """Measures one network, prints its line and leaves its figures in a file."""
+    times = interleaved(*both(name, size, cfg.rows), cfg.repeats)
+    ratios = sorted(a / b for a, b in zip(*times, strict=True))
+    a, b = (1e3 * statistics.median(part) for part in times)
+    line = f"{name:20s} {size:4d} px: ours {a:8.1f} ms, torch {b:8.1f} ms, ratio {a / b:5.2f}"
+    print(f"{line} (pairs {ratios[0]:.2f} to {ratios[-1]:.2f})", flush=True)
+    out.write_text(json.dumps({"size": size, "ours_ms": a, "torch_ms": b, "ratio": a / b, "pairs": ratios}))
 
 
 def both(name: str, size: int, rows: int) -> tuple[Callable[[], object], Callable[[], object]]:
