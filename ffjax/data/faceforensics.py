@@ -1,12 +1,9 @@
 """Faces cut out of FaceForensics++ videos: a TFDS builder whose download is the licence holder's own folder."""
 
-import contextlib
 import dataclasses
 import functools
 import hashlib
-import io
 import json
-import logging
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +15,7 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import track
 
-from ffjax.data import codecs, forged_faces, video
+from ffjax.data import codecs, forged_faces, kept, video
 from ffjax.data.examples import Example
 from ffjax.data.folder import MIN_SIDE
 from ffjax.data.sequences import Clip, Sequences, clips
@@ -83,7 +80,7 @@ def load(
     data_dir: Path | None = None,
     tell: Callable[[str], None] | None = None,
 ) -> ImageSet:
-    """The faces of a split, cut at the first call and kept in `data_dir` (forged_faces.default_data_dir()).
+    """The faces of a split, cut at the first call and kept in `data_dir` (kept.default_data_dir()).
 
     Of each video `frames` frames, evenly spread (video.spread); of each frame the largest face (others are passed
     over), cut as a square of 1.3 x the larger side of its box about the box's middle (video.square; the authors' crop,
@@ -99,29 +96,10 @@ def load(
     """
     if size < 1:
         raise InputError(f"{settings.folder}: size {size}: must be at least 1 pixel")
-    made = config(settings, split, size)
-    where = str(data_dir or forged_faces.default_data_dir())
-    tfds.disable_progress_bar()
-    with contextlib.redirect_stdout(io.StringIO()), _without_warnings("absl"):  # tfds announces itself in prose
-        builder = FaceForensics(data_dir=where, config=made, file_format="array_record")
-        builder.download_and_prepare()
-    raw = {"image": tfds.decode.SkipDecoding(), "mask": tfds.decode.SkipDecoding()}
-    source = builder.as_data_source(split=split, decoders=raw)  # pyright: ignore[reportCallIssue] (tfds decorates it)
+    builder = kept.prepared(FaceForensics, config(settings, split, size), data_dir)
     _tell_of_gaps(dict(builder.info.metadata or {}), split, tell or functools.partial(print, file=sys.stderr))
-    data = forged_faces.decode(list(source))
+    data = forged_faces.decode(kept.records(builder, split))
     return data if settings.masks else data._replace(masks=None)
-
-
-@contextlib.contextmanager
-def _without_warnings(name: str) -> Iterator[None]:
-    """A logger kept to errors for a while: tfds warns of every configuration that its class does not list."""
-    logger = logging.getLogger(name)
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 def config(settings: Sequences, split: str, size: int) -> Config:

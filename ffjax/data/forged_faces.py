@@ -5,7 +5,6 @@ two domains. The same seed gives the same bytes. Nothing here needs TensorFlow: 
 handed over as PNG bytes.
 """
 
-import contextlib
 import dataclasses
 import functools
 import io
@@ -22,6 +21,7 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import track
 
+from ffjax.data import kept
 from ffjax.data.examples import DOMAINS, SPLITS, Example, example
 from ffjax.data.faces import SIZE
 from ffjax.errors import InputError
@@ -77,11 +77,6 @@ class ForgedFaces(tfds.core.GeneratorBasedBuilder):
         yield from enumerate(_progress(made, f"domain {chosen.domain}, {split}", SPLITS[split].size))
 
 
-def default_data_dir() -> Path:
-    """Where generated sets are kept: $FFJAX_DATA, or ~/.cache/ffjax."""
-    return Path(os.environ.get("FFJAX_DATA") or Path.home() / ".cache" / "ffjax")
-
-
 def load(
     domain: Literal["a", "b"],
     split: Literal["train", "validation", "test"],
@@ -89,7 +84,7 @@ def load(
     *,
     seed: int = 0,
 ) -> ImageSet:
-    """A split of the embedded set, generated first if `data_dir` does not hold it yet.
+    """A split of the embedded set, generated first if `data_dir` (kept.default_data_dir()) does not hold it yet.
 
     Returns images (N, 128, 128, 3) uint8, labels (N,) int32 with as many 1 (fake) as 0, groups (N,) int32 the number of
     the person in the picture, masks (N, 128, 128) uint8 that are all zero for real pictures, and names
@@ -102,16 +97,7 @@ def load(
             f"{domain}/{split}: no such part of the embedded set ({', '.join(DOMAINS)} x {', '.join(SPLITS)})"
         )
     part = "train" if split == "train" else "evaluation"
-    builder = ForgedFaces(
-        data_dir=str(data_dir or default_data_dir()), config=config(domain, part, seed), file_format="array_record"
-    )
-    tfds.disable_progress_bar()
-    with contextlib.redirect_stdout(io.StringIO()):  # tfds announces itself in prose
-        builder.download_and_prepare()
-    # Left to itself tfds would decode with OpenCV or warn that it is missing.
-    raw = {"image": tfds.decode.SkipDecoding(), "mask": tfds.decode.SkipDecoding()}
-    source = builder.as_data_source(split=split, decoders=raw)  # pyright: ignore[reportCallIssue] (tfds decorates it)
-    return decode(list(source))
+    return decode(kept.records(kept.prepared(ForgedFaces, config(domain, part, seed), data_dir), split))
 
 
 def decode(records: list[dict]) -> ImageSet:
