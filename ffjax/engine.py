@@ -1,5 +1,5 @@
-"""THE loop. Drives anything of the form `step(i, state, inputs, *args) -> (state, info)`: universal perturbations and
-training now, per-example attacks and purifiers later.
+"""THE loop. Drives anything of the form `step(i, state, inputs, *args) -> (state, info)`: universal perturbations,
+training, and, through `run`, everything that is done to each image on its own.
 
 Two executions of one definition: *fused* runs a chunk of steps as one XLA scan (accelerators); *stepped* calls the
 jitted step from the host (on CPU XLA runs convolutions inside loops on one thread: reference/PERFORMANCE.md).
@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ffjax import devices
+from ffjax.types import Array, AttackResult, Batch, Forward, Process
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +24,8 @@ class Compute:
 
     execution: `auto` takes `stepped` on CPU and `fused` elsewhere. chunk: steps between two visits of the host
     (progress, log). snapshot: steps between two snapshots on disk. devices: how many to use; all by default.
-    batch: images per forward pass in evaluation.
+    batch: images per forward pass, and rows of an attack at work at once. least: rows a device that a shrinking attack
+    keeps at least; below 8 XLA:CPU picks kernels that round otherwise (on tiny detectors below some 20).
     """
 
     execution: Literal["auto", "fused", "stepped"] = "auto"
@@ -31,6 +33,7 @@ class Compute:
     snapshot: int = 100
     devices: int | None = None
     batch: int = 32
+    least: int = 8
 
 
 def drive(
@@ -61,6 +64,97 @@ def drive(
         state, infos = run(step, state, args, inputs, range(start, end))
         start = end
         yield start, state, infos
+
+
+def run(
+    process: Process,
+    forward: Forward,
+    batch: Batch,
+    eps: np.ndarray | float,
+    seed: int,
+    compute: Compute,
+    *,
+    restore: Callable[[Any], tuple[int, Any]] = lambda state: (0, state),
+    save: Callable[[int, Any], None] | None = None,
+    watch: Callable[[int, int], None] = lambda done, active: None,
+) -> AttackResult:
+    """A process over the rows of a host batch, compute.batch of them or fewer -> its result, on the host.
+
+    Rows that are done are dropped: once half are, the others go on in an array of the next smaller power of two.
+
+    Args:
+      forward: a `jax.tree_util.Partial`. eps: the bound, one for all or one a row.
+      restore, save: checkpoint.Snapshots' own; the state of all rows is saved every compute.snapshot steps.
+      watch(steps done, rows still at work): after each chunk.
+    Guarantee: a row's result does not depend on the others, their number or order, on chunk, or on where a run was cut
+      (bit-equal on one CPU device).
+    """
+    on, count = devices.mesh(compute.devices), len(batch.labels)
+    least = compute.least * on.size
+    size = -(-max(compute.batch, least) // on.size) * on.size
+    if not 0 < count <= size:
+        raise ValueError(f"1 to {size} rows, got {count}")
+    padding = np.minimum(np.arange(size), count - 1)
+    bounds, seeds = np.broadcast_to(np.float32(eps), count)[padding], np.full(size, seed, np.uint32)
+    rows = devices.split((_take(batch, padding), bounds, seeds), on)
+    done, whole = restore(_host(_init(process.init, forward, *rows)))
+    active = np.arange(count)[~np.asarray(whole.done)[:count]]
+    while len(active) and done < process.steps:
+        few = min(size, max(least, 1 << (len(active) - 1).bit_length()))
+        state = devices.split(_take(whole, active[np.minimum(np.arange(few), len(active) - 1)]), on)
+        steps = drive(_informed(process.step), state, (forward,), process.steps, compute, start=done)
+        for done, state, finished in steps:
+            left = int(np.sum(~finished[-1][: len(active)]))
+            watch(done, left)
+            if save is not None and done % compute.snapshot < compute.chunk:
+                whole = _put(whole, active, state)
+                save(done, whole)
+            if left == 0 or 2 * max(left, least) <= few:
+                break
+        whole = _put(whole, active, state)
+        active = active[~np.asarray(whole.done)[active]]
+    result = _finish(process.finish, devices.split(whole, on), forward)
+    return _take(_host(result), np.arange(count))
+
+
+@functools.cache
+def _informed(step: Callable[..., Any]) -> Callable[..., tuple[Any, Array]]:
+    """As `drive` wants it; one object a step, so that it is compiled once."""
+
+    def informed(i: Array, state: Any, nothing: None, forward: Forward) -> tuple[Any, Array]:
+        state = step(i, state, forward)
+        return state, state.done
+
+    return informed
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _init(init, forward, batch, eps, seeds):
+    return init(forward, batch, eps, seeds)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _finish(finish, state, forward):
+    return finish(state, forward)
+
+
+def _host(tree: Any) -> Any:
+    """Copies: a NumPy view of a CPU device's array would change under donation."""
+    return jax.tree.map(lambda x: np.array(x, copy=True), tree)
+
+
+def _take(tree: Any, rows: np.ndarray) -> Any:
+    return jax.tree.map(lambda x: np.asarray(x)[rows], tree)
+
+
+def _put(whole: Any, rows: np.ndarray, state: Any) -> Any:
+    """`whole` with its `rows` replaced by the first rows of `state`."""
+
+    def put(old: np.ndarray, new: Array) -> np.ndarray:
+        old[rows] = np.asarray(new)[: len(rows)]
+        return old
+
+    return jax.tree.map(put, whole, state)
 
 
 def _stepped(step, state, args, inputs, numbers, wait):

@@ -60,6 +60,53 @@ class Batch(NamedTuple):
     labels: Array
     ids: Array
     masks: Array | None = None
+    wanted: Array | None = None
+    """What an attack on the mask shall make it show, (B, H, W) float32 in {0, 1}; None for every other attack."""
+
+
+class AttackResult(NamedTuple):
+    """What an attack made of B images, failures included.
+
+    images: (B, H, W, C) float32 in [0, 1], inside the bound: the best iterate that reached the goal, else the best that
+        did not (the clean image where none was better): never anything else.
+    success: (B,) bool, the goal is reached on `images`. success_8bit: the same after rounding to n / 255.
+    loss: (B,) the goal's objective on `images`, larger = closer. distance: (B,) norm of images - clean.
+    gradients, queries: (B,) int32, input gradients and forward passes spent on each image (a gradient costs one
+        forward as well, counted in queries).
+    """
+
+    images: Array
+    success: Array
+    success_8bit: Array
+    loss: Array
+    distance: Array
+    gradients: Array
+    queries: Array
+
+
+class Goal(NamedTuple):
+    """What an attacker wants of each image.
+
+    objective(outputs, batch) -> (B,), larger = closer. reached(outputs, batch) -> (B,) bool.
+    """
+
+    objective: Callable[["Outputs", "Batch"], Array]
+    reached: Callable[["Outputs", "Batch"], Array]
+
+
+class Process(NamedTuple):
+    """Anything iterative that is done to each image on its own.
+
+    init(forward, batch, eps (B,), seeds (B,) uint32) -> state, every leaf with the example axis first, so that rows may
+        be cut out, padded, saved and put back by who does not know what they are. state.done (B,) bool: a row is
+        frozen.
+    step(i () int32, state, forward) -> state. finish(state, forward) -> AttackResult. steps: how many.
+    """
+
+    init: Callable[..., Any]
+    step: Callable[..., Any]
+    finish: Callable[..., AttackResult]
+    steps: int
 
 
 class ImageSet(NamedTuple):

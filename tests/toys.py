@@ -12,10 +12,12 @@ from ffjax.uap import Source
 SIZE = 12
 SHAPE = (SIZE, SIZE, 3)
 LAYERS = ("conv1", "conv2")
+TRACES: list[tuple[int, ...]] = []
+"""Shapes that the two-layer detector was traced (or, outside jit, called) with."""
 
 
 def two_layer() -> Detector:
-    """Two 3x3 convolutions with ReLU, stride 2 between them, mean over positions, two logits."""
+    """Two 3x3 convolutions with ReLU, stride 2 between them, mean over positions, two logits, to both of which `shift` is added."""
 
     def init(key: Array) -> Variables:
         k1, k2, k3, k4 = jax.random.split(key, 4)
@@ -25,15 +27,17 @@ def two_layer() -> Detector:
                 "bias1": 0.1 * jax.random.normal(k4, (4,)),
                 "conv2": 0.5 * jax.random.normal(k2, (3, 3, 4, 6)),
                 "head": jax.random.normal(k3, (6, 2)),
+                "shift": jnp.float32(0),
             }
         }
 
     def apply(variables: Variables, images: Array) -> Outputs:
+        TRACES.append(images.shape)
         p = variables["params"]
         first = jax.nn.relu(_conv(images - 0.5, p["conv1"]) + p["bias1"][None, None, None, :])
         second = jax.nn.relu(_conv(first[:, ::2, ::2], p["conv2"]))
         acts = OrderedDict(zip(LAYERS, (first, second), strict=True))
-        return Outputs(jnp.mean(second, axis=(1, 2)) @ p["head"], None, acts)
+        return Outputs(jnp.mean(second, axis=(1, 2)) @ p["head"] + p["shift"], None, acts)
 
     return Detector(init, apply, lambda variables, images, key: (apply(variables, images), variables), SHAPE)
 

@@ -1,0 +1,108 @@
+"""The named attacks that follow gradients inside a bound, each a setting of `descent`."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ffjax import gradients
+from ffjax.attacks import rules
+from ffjax.attacks.descent import descent
+from ffjax.attacks.rules import Rule
+from ffjax.gradients import Transform
+from ffjax.types import Array, Goal, Process
+
+
+def fgsm(goal: Goal, norm: str = "linf") -> Process:
+    """x + eps s(grad): Goodfellow et al. (ICLR 2015); in l_2 the fast gradient method (FGM)."""
+    return descent(goal, norm, steps=1, step=1.0, start="zero")
+
+
+def bim(goal: Goal, norm: str = "linf", *, steps: int = 10, step: float = 0.25, stop: bool = True) -> Process:
+    """Iterated FGSM from the clean image, projected after each step: Kurakin et al. (ICLR 2017)."""
+    return descent(goal, norm, steps=steps, step=step, start="zero", stop=stop)
+
+
+def pgd(goal: Goal, norm: str = "linf", *, steps: int = 40, step: float = 0.1, stop: bool = True) -> Process:
+    """From a random start in the ball: Madry et al. (ICLR 2018). Restarts: attempts.restarts."""
+    return descent(goal, norm, steps=steps, step=step, stop=stop)
+
+
+def adam_pgd(goal: Goal, norm: str = "linf", *, steps: int = 40, rate: float = 0.1, stop: bool = True) -> Process:
+    """Adam's direction, projected after each step. In l_inf its components are followed as they are (some rate * eps
+    each), in other norms it is brought to unit norm."""
+    follow = (lambda direction: direction) if norm == "linf" else None
+    return descent(goal, norm, steps=steps, step=rate, rule=rules.adam(), follow=follow, stop=stop)
+
+
+def mi_fgsm(goal: Goal, norm: str = "linf", *, steps: int = 10, decay: float = 1.0, stop: bool = False) -> Process:
+    """Momentum of normalised gradients: Dong et al. (CVPR 2018). Step eps / steps."""
+    return _transfer(goal, norm, steps, rules.momentum(decay), stop)
+
+
+def ni_fgsm(goal: Goal, norm: str = "linf", *, steps: int = 10, decay: float = 1.0, stop: bool = False) -> Process:
+    """MI-FGSM with the gradient taken where the momentum leads: Lin et al. (ICLR 2020)."""
+    return _transfer(goal, norm, steps, rules.momentum(decay), stop, lookahead=decay)
+
+
+def di_fgsm(goal: Goal, norm: str = "linf", *, steps: int = 10, smallest: float = 0.9, stop: bool = False) -> Process:
+    """MI-FGSM with the gradient through a random shrinking and padding, every other time: Xie et al. (CVPR 2019)."""
+    estimator = gradients.varied(goal, shrunk(smallest, 0.5))
+    return _transfer(goal, norm, steps, rules.momentum(), stop, estimator=estimator)
+
+
+def ti_fgsm(goal: Goal, norm: str = "linf", *, steps: int = 10, size: int = 15, stop: bool = False) -> Process:
+    """MI-FGSM on a smoothed gradient: Dong et al. (CVPR 2019)."""
+    return _transfer(goal, norm, steps, optax.chain(rules.smoothed(size), rules.momentum()), stop)
+
+
+def si_fgsm(goal: Goal, norm: str = "linf", *, steps: int = 10, copies: int = 5, stop: bool = False) -> Process:
+    """NI-FGSM on the mean gradient over darkened copies: Lin et al. (ICLR 2020)."""
+    estimator = gradients.scaled(goal, copies)
+    return _transfer(goal, norm, steps, rules.momentum(), stop, estimator=estimator, lookahead=1.0)
+
+
+def vmi_fgsm(
+    goal: Goal, norm: str = "linf", *, steps: int = 10, reach: float = 1.5, count: int = 20, stop: bool = False
+) -> Process:
+    """MI-FGSM with the gradient's variance in a neighbourhood added: Wang and He (CVPR 2021)."""
+    rule = optax.chain(rules.variance_tuned(), rules.momentum())
+    return _transfer(goal, norm, steps, rule, stop, estimator=gradients.neighbours(goal, reach, count))
+
+
+def nes(
+    goal: Goal, norm: str = "linf", *, steps: int = 100, step: float = 0.1, sigma: float = 1e-3, pairs: int = 20
+) -> Process:
+    """PGD on gradients estimated from scores (Ilyas et al., ICML 2018), 2 pairs + 1 queries a step."""
+    return descent(goal, norm, steps=steps, step=step, start="zero", estimator=gradients.nes(goal, sigma, pairs))
+
+
+def spsa(
+    goal: Goal, norm: str = "linf", *, steps: int = 100, rate: float = 0.1, sigma: float = 0.01, pairs: int = 64
+) -> Process:
+    """Adam on gradients estimated along random signs: Uesato et al. (ICML 2018). 2 pairs + 1 queries a step."""
+    follow = (lambda direction: direction) if norm == "linf" else None
+    return descent(
+        goal, norm, steps=steps, step=rate, start="zero", rule=rules.adam(), follow=follow,
+        estimator=gradients.spsa(goal, sigma, pairs),
+    )  # fmt: skip
+
+
+def shrunk(smallest: float, probability: float) -> Transform:
+    """Shrunk to between `smallest` and 1 of its side and set down at random on black, or left alone."""
+
+    def transform(key: Array, image: Array) -> Array:
+        coin, size, down, across = (jax.random.uniform(k) for k in jax.random.split(key, 4))
+        scale = smallest + (1 - smallest) * size
+        free = (1 - scale) * jnp.array(image.shape[:2])
+        place = jnp.stack([down, across]) * free
+        moved = jax.image.scale_and_translate(
+            image, image.shape, (0, 1), jnp.stack([scale, scale]), place, "linear", antialias=False
+        )
+        return jnp.where(coin < probability, moved, image)
+
+    return transform
+
+
+def _transfer(goal: Goal, norm: str, steps: int, rule: Rule, stop: bool, **options) -> Process:
+    """steps of eps / steps from the clean image."""
+    return descent(goal, norm, steps=steps, step=1 / steps, start="zero", rule=rule, stop=stop, **options)

@@ -1,0 +1,92 @@
+"""What attackers want of a detector: objectives per example, larger = closer, each with the test of having arrived.
+
+A verdict is `margin > threshold` = fake. Objectives on the margin do not change when a constant is added to both
+logits, and on two classes "away from the label" and "towards the other class" are one thing, so every verdict attack
+here is both targeted and untargeted.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from ffjax.objectives import margin
+from ffjax.types import Array, Batch, Goal, Outputs
+
+
+def verdict(loss: str = "margin", *, confidence: float = 0.0, threshold: float = 0.0) -> Goal:
+    """The wrong verdict: fakes called real and reals called fake.
+
+    loss: a key of VERDICT_LOSSES. confidence (logit units, >= 0): how far past the threshold an image must lie to
+    count. threshold: the margin above which the detector says fake.
+    """
+    measure = VERDICT_LOSSES[loss]
+
+    def objective(outputs: Outputs, batch: Batch) -> Array:
+        return measure(_wrongness(outputs, batch, threshold))
+
+    def reached(outputs: Outputs, batch: Batch) -> Array:
+        wrong = _wrongness(outputs, batch, threshold)
+        # a real must come strictly above the threshold, where the detector says fake; a fake need only touch it
+        return jnp.where(batch.labels == 1, wrong >= confidence, (wrong >= confidence) & (wrong > 0))
+
+    return Goal(objective, reached)
+
+
+def _wrongness(outputs: Outputs, batch: Batch, threshold: float) -> Array:
+    """(B,) margin - threshold, signed so that it grows towards the wrong verdict."""
+    past = margin(outputs) - threshold
+    return jnp.where(batch.labels == 1, -past, past)
+
+
+def cross_entropy(wrong: Array) -> Array:
+    """-log p(label) = log(1 + exp(w)) for two classes, w the wrong class's lead. Its slope vanishes in float32 once
+    w < -88; `margin` has none of that."""
+    return jax.nn.softplus(wrong)
+
+
+VERDICT_LOSSES: dict[str, Callable[[Array], Array]] = {"margin": lambda wrong: wrong, "ce": cross_entropy}
+
+
+def mask(loss: str = "ce", *, share: float = 0.9) -> Goal:
+    """A mask of one's own: batch.wanted (B, H, W) in {0, 1} is what the detector shall show.
+
+    loss: 'ce', the mean over pixels of log p(wanted); or 'margin', the mean of the wanted side's logit lead, cut off at
+    1 so that settled pixels stop pulling. Reached when at least `share` of the pixels show what is wanted.
+    """
+    measure = MASK_LOSSES[loss]
+
+    def objective(outputs: Outputs, batch: Batch) -> Array:
+        return jnp.mean(measure(_lead(outputs, batch)), axis=(1, 2))
+
+    def reached(outputs: Outputs, batch: Batch) -> Array:
+        return jnp.mean(_lead(outputs, batch) > 0, axis=(1, 2)) >= share
+
+    return Goal(objective, reached)
+
+
+def _lead(outputs: Outputs, batch: Batch) -> Array:
+    """(B, h, w) logit by which each pixel shows what is wanted; the wanted mask is brought to the network's size."""
+    said = outputs.mask
+    if said is None or batch.wanted is None:
+        raise ValueError("an attack on the mask needs a detector with a mask, and a wanted mask for every image")
+    wanted = jax.image.resize(batch.wanted, said.shape, "linear") > 0.5
+    return jnp.where(wanted, said, -said)
+
+
+MASK_LOSSES: dict[str, Callable[[Array], Array]] = {
+    "ce": jax.nn.log_sigmoid,
+    "margin": lambda lead: jnp.minimum(lead, 1.0),
+}
+
+
+def joint(first: Goal, second: Goal, weight: float) -> Goal:
+    """first + weight * second; reached when both are."""
+
+    def objective(outputs: Outputs, batch: Batch) -> Array:
+        return first.objective(outputs, batch) + weight * second.objective(outputs, batch)
+
+    def reached(outputs: Outputs, batch: Batch) -> Array:
+        return first.reached(outputs, batch) & second.reached(outputs, batch)
+
+    return Goal(objective, reached)

@@ -1,0 +1,141 @@
+"""What every attack promises, over the whole table: a new one is held to it the day it is added."""
+
+import dataclasses
+
+import cases
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import toys
+from cases import ALONE, CASES, EPS, ROWS
+
+from ffjax import balls, engine, goals
+from ffjax.attacks import ATTACKS
+from ffjax.objectives import margin
+from ffjax.types import Batch
+
+every = pytest.mark.parametrize(("name", "norm"), CASES, ids=[f"{name}-{norm}" for name, norm in CASES])
+
+
+@pytest.fixture(scope="module")
+def attacked():
+    """(name, norm) -> (process, batch, result), each made once."""
+    made = {}
+
+    def get(name, norm):
+        if (name, norm) not in made:
+            process, batch = cases.process(name, norm), cases.batch()
+            made[name, norm] = process, batch, engine.run(process, toys.forward(), batch, EPS[norm], 0, ALONE)
+        return made[name, norm]
+
+    return get
+
+
+@every
+def test_results_lie_in_ball_and_box_and_say_what_is_so(name, norm, attacked):
+    _, batch, result = attacked(name, norm)
+    assert result.images.min() >= 0 and result.images.max() <= 1
+    distance = jax.vmap(balls.BALLS[norm](1.0).norm)(jnp.asarray(result.images - batch.images))
+    np.testing.assert_allclose(result.distance, distance, rtol=1e-5, atol=1e-7)
+    if ATTACKS[name].bound == "fixed":
+        assert np.all(result.distance <= EPS[norm] * (1 + 1e-5) + 1e-7)
+    goal = goals.verdict(ATTACKS[name].loss)
+    outputs = toys.forward()(result.images)
+    lead = np.asarray(margin(outputs)) * np.where(batch.labels == 1, -1, 1)
+    sure = np.abs(lead) > 1e-5
+    np.testing.assert_array_equal(result.success[sure], lead[sure] > 0)
+    np.testing.assert_allclose(result.loss, goal.objective(outputs, batch), rtol=1e-4, atol=1e-5)
+    stored = np.asarray(margin(toys.forward()((np.round(result.images * 255) / 255).astype(np.float32))))
+    stored = stored * np.where(batch.labels == 1, -1, 1)
+    sure = np.abs(stored) > 1e-5
+    np.testing.assert_array_equal(result.success_8bit[sure], stored[sure] > 0)
+
+
+@every
+def test_it_does_something_and_failures_are_no_worse_than_clean(name, norm, attacked):
+    _, batch, result = attacked(name, norm)
+    assert 0.05 < result.success.mean() <= 1, "choose another bound in cases.EPS"
+    clean = goals.verdict(ATTACKS[name].loss).objective(toys.forward()(batch.images), batch)
+    if ATTACKS[name].bound == "fixed":
+        assert np.all(result.loss[~result.success] >= np.asarray(clean)[~result.success] - 1e-5)
+    else:  # fault 1: what failed is the clean image, not a black one
+        np.testing.assert_array_equal(result.images[~result.success], batch.images[~result.success])
+
+
+@every
+def test_rows_are_their_own_under_subset_order_padding_batch_size_chunk_and_compaction(name, norm, attacked):
+    process, batch, whole = attacked(name, norm)
+    for chosen, compute in (
+        (np.arange(ROWS)[::-1], dataclasses.replace(ALONE, least=64)),
+        (np.arange(3, ROWS, 2), dataclasses.replace(ALONE, batch=32, chunk=1)),
+        (np.array([7]), dataclasses.replace(ALONE, chunk=50)),
+    ):
+        part = engine.run(process, toys.forward(), cases.rows(batch, chosen), EPS[norm], 0, compute)
+        assert cases.same(part, cases.rows(whole, chosen))
+
+
+@every
+def test_a_run_cut_anywhere_goes_on_bit_equal(name, norm, attacked):
+    process, batch, whole = attacked(name, norm)
+    kept = []
+    often = dataclasses.replace(ALONE, chunk=2, snapshot=2)
+
+    def save(step, state):
+        kept.append((step, jax.tree.map(np.copy, state)))
+
+    assert cases.same(engine.run(process, toys.forward(), batch, EPS[norm], 0, often, save=save), whole)
+    for step, state in kept[:: max(1, len(kept) // 3)]:
+
+        def restore(like, step=step, state=state):
+            assert [x.shape for x in jax.tree.leaves(like)] == [x.shape for x in jax.tree.leaves(state)]
+            return step, jax.tree.map(np.copy, state)
+
+        assert cases.same(engine.run(process, toys.forward(), batch, EPS[norm], 0, often, restore=restore), whole)
+
+
+@every
+def test_eps_zero_is_the_identity(name, norm, attacked):
+    if ATTACKS[name].bound == "minimal":
+        pytest.skip("a minimal-norm attack has no bound")
+    process, batch, _ = attacked(name, norm)
+    result = engine.run(process, toys.forward(), batch, 0.0, 0, ALONE)
+    np.testing.assert_array_equal(result.images, batch.images)
+    assert not result.success.any()
+
+
+@every
+def test_finite_on_black_white_and_constant_images_and_on_a_dead_detector(name, norm, attacked):
+    process, _, _ = attacked(name, norm)
+    pictures = np.stack([np.full(toys.SHAPE, v, np.float32) for v in (0, 1, 0.5, 0.25, 0.75, 0, 1, 0.5)])
+    batch = Batch(pictures, np.arange(8) % 2, np.arange(8, dtype=np.int32))  # type: ignore[arg-type]
+    dead = jax.tree.map(jnp.zeros_like, toys.TOY.init(jax.random.key(0)))
+    for forward in (toys.forward(), jax.tree_util.Partial(toys.TOY.apply, dead)):
+        result = engine.run(process, forward, batch, EPS[norm], 0, ALONE)
+        assert all(np.all(np.isfinite(x)) for x in result)
+        assert result.images.min() >= 0 and result.images.max() <= 1
+
+
+@every
+def test_a_constant_added_to_the_logits_changes_nothing(name, norm, attacked):
+    process, batch, whole = attacked(name, norm)
+    variables = toys.TOY.init(jax.random.key(0))
+    variables["params"]["shift"] += 16
+    moved = engine.run(process, jax.tree_util.Partial(toys.TOY.apply, variables), batch, EPS[norm], 0, ALONE)
+    assert np.mean(moved.success == whole.success) >= 0.95  # rounding of logits near 16 decides the rest
+
+
+@every
+def test_one_trace_for_all_bounds_weights_and_seeds(name, norm, attacked):
+    process, batch, _ = attacked(name, norm)
+    before = len(toys.TRACES)
+    engine.run(process, toys.forward(1), batch, EPS[norm] / 2, 1, dataclasses.replace(ALONE, least=64))
+    assert len(toys.TRACES) == before
+
+
+@every
+def test_fused_and_stepped_agree(name, norm, attacked):
+    process, batch, stepped = attacked(name, norm)
+    fused = engine.run(process, toys.forward(), batch, EPS[norm], 0, dataclasses.replace(ALONE, execution="fused"))
+    sure = np.abs(stepped.loss - (np.log(2) if ATTACKS[name].loss == "ce" else 0)) > 1e-3
+    assert np.mean(fused.success[sure] == stepped.success[sure]) >= 0.95
