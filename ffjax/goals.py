@@ -52,26 +52,36 @@ def mask(loss: str = "ce", *, share: float = 0.9) -> Goal:
     """A mask of one's own: batch.wanted (B, H, W) in {0, 1} is what the detector shall show.
 
     loss: 'ce', the mean over pixels of log p(wanted); or 'margin', the mean of the wanted side's logit lead, cut off at
-    1 so that settled pixels stop pulling. Reached when at least `share` of the pixels show what is wanted.
+    1 so that settled pixels stop pulling. Reached when at least `share` of the pixels that shall be forged are shown so
+    (logit > 0), and at least `share` of those that shall be real: of all pixels, an empty mask would pass for any small
+    shape. ValueError without a mask or a wanted one.
     """
     measure = MASK_LOSSES[loss]
 
     def objective(outputs: Outputs, batch: Batch) -> Array:
-        return jnp.mean(measure(_lead(outputs, batch)), axis=(1, 2))
+        said, wanted = _said_and_wanted(outputs, batch)
+        return jnp.mean(measure(jnp.where(wanted, said, -said)), axis=(1, 2))
 
     def reached(outputs: Outputs, batch: Batch) -> Array:
-        return jnp.mean(_lead(outputs, batch) > 0, axis=(1, 2)) >= share
+        said, wanted = _said_and_wanted(outputs, batch)
+        return _enough(said > 0, wanted, share) & _enough(said <= 0, ~wanted, share)
 
     return Goal(objective, reached)
 
 
-def _lead(outputs: Outputs, batch: Batch) -> Array:
-    """(B, h, w) logit by which each pixel shows what is wanted; the wanted mask is brought to the network's size."""
-    said = outputs.mask
-    if said is None or batch.wanted is None:
+def _said_and_wanted(outputs: Outputs, batch: Batch) -> tuple[Array, Array]:
+    """(B, h, w) logits, and bool: forged where the wanted mask, brought to the logits' size (linear, antialiased), is
+    more than half."""
+    if outputs.mask is None or batch.wanted is None:
         raise ValueError("an attack on the mask needs a detector with a mask, and a wanted mask for every image")
-    wanted = jax.image.resize(batch.wanted, said.shape, "linear") > 0.5
-    return jnp.where(wanted, said, -said)
+    covered = jax.image.resize(batch.wanted, outputs.mask.shape, "linear")
+    return outputs.mask, covered > 0.5 + 1e-4  # past what rounding makes of a half
+
+
+def _enough(shown: Array, where: Array, share: float) -> Array:
+    """(B,) bool: `shown` in at least `share` of the pixels `where`; of none, always."""
+    least = share * (1 - 1e-6) * jnp.sum(where, axis=(1, 2))  # below a whole number by more than float32 rounds
+    return jnp.sum(shown & where, axis=(1, 2)) >= least
 
 
 MASK_LOSSES: dict[str, Callable[[Array], Array]] = {

@@ -12,6 +12,8 @@ import jax
 import numpy as np
 
 Array = jax.Array
+Anywhere = Any
+"""An array on a device, or the same as a NumPy array on the host."""
 Variables = Any
 """A pytree of arrays: {'params': ..., 'batch_stats': ...}. Always an argument of the outer jit, never closed over."""
 
@@ -56,11 +58,11 @@ class Batch(NamedTuple):
     number in its data set (randomness is folded from it, never from the batch position); masks (B, H, W) float32 or
     None."""
 
-    images: Array
-    labels: Array
-    ids: Array
-    masks: Array | None = None
-    wanted: Array | None = None
+    images: Anywhere
+    labels: Anywhere
+    ids: Anywhere
+    masks: Anywhere = None
+    wanted: Anywhere = None
     """What an attack on the mask shall make it show, (B, H, W) float32 in {0, 1}; None for every other attack."""
 
 
@@ -75,13 +77,13 @@ class AttackResult(NamedTuple):
         forward as well, counted in queries).
     """
 
-    images: Array
-    success: Array
-    success_8bit: Array
-    loss: Array
-    distance: Array
-    gradients: Array
-    queries: Array
+    images: Anywhere
+    success: Anywhere
+    success_8bit: Anywhere
+    loss: Anywhere
+    distance: Anywhere
+    gradients: Anywhere
+    queries: Anywhere
 
 
 class Goal(NamedTuple):

@@ -17,7 +17,8 @@ TRACES: list[tuple[int, ...]] = []
 
 
 def two_layer() -> Detector:
-    """Two 3x3 convolutions with ReLU, stride 2 between them, mean over positions, two logits, to both of which `shift` is added."""
+    """Two 3x3 convolutions with ReLU, stride 2 between them, mean over positions, two logits, to both of which `shift`
+    is added."""
 
     def init(key: Array) -> Variables:
         k1, k2, k3, k4 = jax.random.split(key, 4)

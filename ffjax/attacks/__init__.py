@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
-from ffjax.attacks import fast_gradient
+from ffjax.attacks import apgd, carlini_wagner, ddn, decision, deepfool, fab, fast_gradient, fmn, noise, square
 from ffjax.types import Process
 
 
@@ -20,10 +20,14 @@ class Attack(NamedTuple):
 
 
 ATTACKS: dict[str, Attack] = {
+    "noise": Attack(noise.noise, ("linf", "l2", "l1", "l0"), needs="decisions"),
     "fgsm": Attack(fast_gradient.fgsm, loss="ce"),
-    "bim": Attack(fast_gradient.bim, loss="ce"),
-    "pgd": Attack(fast_gradient.pgd),
-    "adam_pgd": Attack(fast_gradient.adam_pgd),
+    "bim": Attack(fast_gradient.bim, ("linf", "l2", "l1"), loss="ce"),
+    "pgd": Attack(fast_gradient.pgd, ("linf", "l2", "l1")),
+    "eot_pgd": Attack(fast_gradient.eot_pgd),
+    "adam_pgd": Attack(fast_gradient.adam_pgd, ("linf", "l2", "l1")),
+    "apgd": Attack(apgd.apgd, ("linf", "l2", "l1")),
+    "apgd_ce": Attack(apgd.apgd, ("linf", "l2", "l1"), loss="ce"),
     "mi_fgsm": Attack(fast_gradient.mi_fgsm, loss="ce"),
     "ni_fgsm": Attack(fast_gradient.ni_fgsm, loss="ce"),
     "di_fgsm": Attack(fast_gradient.di_fgsm, loss="ce"),
@@ -32,4 +36,12 @@ ATTACKS: dict[str, Attack] = {
     "vmi_fgsm": Attack(fast_gradient.vmi_fgsm, loss="ce"),
     "nes": Attack(fast_gradient.nes, needs="scores"),
     "spsa": Attack(fast_gradient.spsa, needs="scores"),
+    "square": Attack(square.square, needs="scores"),
+    "boundary": Attack(decision.boundary, ("l2",), bound="minimal", needs="decisions"),
+    "hop_skip_jump": Attack(decision.hop_skip_jump, ("l2", "linf"), bound="minimal", needs="decisions"),
+    "deepfool": Attack(deepfool.deepfool, bound="minimal"),
+    "cw": Attack(carlini_wagner.cw, ("l2",), bound="minimal"),
+    "ddn": Attack(ddn.ddn, ("l2",), bound="minimal"),
+    "fmn": Attack(fmn.fmn, ("linf", "l2", "l1", "l0"), bound="minimal"),
+    "fab": Attack(fab.fab, ("linf", "l2", "l1"), bound="minimal"),
 }

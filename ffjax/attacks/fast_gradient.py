@@ -1,15 +1,13 @@
 """The named attacks that follow gradients inside a bound, each a setting of `descent`."""
 
-import jax
-import jax.numpy as jnp
 import optax
 
-from ffjax import gradients
+from ffjax import gradients, transforms
 from ffjax.attacks import rules
 from ffjax.attacks.descent import descent
 from ffjax.attacks.rules import Rule
-from ffjax.gradients import Transform
-from ffjax.types import Array, Goal, Process
+from ffjax.errors import InputError
+from ffjax.types import Goal, Process
 
 
 def fgsm(goal: Goal, norm: str = "linf") -> Process:
@@ -34,6 +32,30 @@ def adam_pgd(goal: Goal, norm: str = "linf", *, steps: int = 40, rate: float = 0
     return descent(goal, norm, steps=steps, step=rate, rule=rules.adam(), follow=follow, stop=stop)
 
 
+def eot_pgd(
+    goal: Goal,
+    norm: str = "linf",
+    *,
+    transform: str = "jpeg",
+    samples: int = 4,
+    steps: int = 40,
+    step: float = 0.1,
+    stop: bool = False,
+) -> Process:
+    """PGD on the mean over `samples` draws of transformations: Athalye et al. (ICML 2018).
+
+    transform: names of transforms.NAMED joined by +, applied in that order. Iterates are ranked by the mean objective,
+    and a draw that does not reach the goal keeps an iterate from counting; success, as everywhere, is of the plain
+    image.
+    """
+    unknown = [name for name in transform.split("+") if name not in transforms.NAMED]
+    if unknown:
+        raise InputError(f"unknown transform {unknown[0]!r}; known: {', '.join(transforms.NAMED)}")
+    through = transforms.chain(*(transforms.NAMED[name] for name in transform.split("+")))
+    estimator = gradients.averaged(goal, through, samples)
+    return descent(goal, norm, steps=steps, step=step, start="zero", estimator=estimator, stop=stop)
+
+
 def mi_fgsm(goal: Goal, norm: str = "linf", *, steps: int = 10, decay: float = 1.0, stop: bool = False) -> Process:
     """Momentum of normalised gradients: Dong et al. (CVPR 2018). Step eps / steps."""
     return _transfer(goal, norm, steps, rules.momentum(decay), stop)
@@ -46,7 +68,7 @@ def ni_fgsm(goal: Goal, norm: str = "linf", *, steps: int = 10, decay: float = 1
 
 def di_fgsm(goal: Goal, norm: str = "linf", *, steps: int = 10, smallest: float = 0.9, stop: bool = False) -> Process:
     """MI-FGSM with the gradient through a random shrinking and padding, every other time: Xie et al. (CVPR 2019)."""
-    estimator = gradients.varied(goal, shrunk(smallest, 0.5))
+    estimator = gradients.varied(goal, transforms.shrunk(smallest, 0.5))
     return _transfer(goal, norm, steps, rules.momentum(), stop, estimator=estimator)
 
 
@@ -85,22 +107,6 @@ def spsa(
         goal, norm, steps=steps, step=rate, start="zero", rule=rules.adam(), follow=follow,
         estimator=gradients.spsa(goal, sigma, pairs),
     )  # fmt: skip
-
-
-def shrunk(smallest: float, probability: float) -> Transform:
-    """Shrunk to between `smallest` and 1 of its side and set down at random on black, or left alone."""
-
-    def transform(key: Array, image: Array) -> Array:
-        coin, size, down, across = (jax.random.uniform(k) for k in jax.random.split(key, 4))
-        scale = smallest + (1 - smallest) * size
-        free = (1 - scale) * jnp.array(image.shape[:2])
-        place = jnp.stack([down, across]) * free
-        moved = jax.image.scale_and_translate(
-            image, image.shape, (0, 1), jnp.stack([scale, scale]), place, "linear", antialias=False
-        )
-        return jnp.where(coin < probability, moved, image)
-
-    return transform
 
 
 def _transfer(goal: Goal, norm: str, steps: int, rule: Rule, stop: bool, **options) -> Process:

@@ -45,7 +45,7 @@ def begin(batch: Batch, eps: Array, seeds: Array) -> Trail:
     """Nothing tried yet: the best is the clean image, and any iterate is better."""
     rows = len(batch.labels)
     none, zero = jnp.zeros(rows, bool), jnp.zeros(rows, jnp.int32)
-    return Trail(batch, eps, seeds, batch.images, jnp.full(rows, -jnp.inf), none, none, zero, zero)
+    return Trail(batch, eps, seeds, batch.images, jnp.full(rows, -jnp.inf, jnp.float32), none, none, zero, zero)
 
 
 def keys(trail: Trail, i: Array | int) -> Array:

@@ -11,15 +11,26 @@ from ffjax.objectives import margin
 from ffjax.types import Batch, Forward, Process
 
 SHORT: dict[str, dict] = {
-    "nes": {"steps": 6, "pairs": 4},
+    "nes": {"steps": 14, "pairs": 8},
     "spsa": {"steps": 6, "pairs": 4},
     "vmi_fgsm": {"steps": 4, "count": 3},
     "pgd": {"steps": 12},
     "adam_pgd": {"steps": 12},
+    "eot_pgd": {"steps": 8, "step": 0.3, "samples": 2, "transform": "noise+shift"},
+    "apgd": {"steps": 12},
+    "apgd_ce": {"steps": 12},
+    "square": {"steps": 40},
+    "boundary": {"steps": 60},
+    "hop_skip_jump": {"steps": 60, "samples": 8, "gamma": 300.0},
+    "deepfool": {"steps": 8},
+    "cw": {"searches": 3, "inner": 20, "rate": 0.05},
+    "ddn": {"steps": 20},
+    "fmn": {"steps": 20},
+    "fab": {"steps": 12},
 }
 """Options that make an attack short enough for a test of bookkeeping; the others are."""
 
-EPS = {"linf": 8 / 255, "l2": 0.3, "l1": 3.0, "l0": 20.0}
+EPS = {"linf": 8 / 255, "l2": 0.3, "l1": 2.0, "l0": 4.0}
 """Bounds at which about half of the rows fall."""
 
 CASES = [(name, norm) for name, attack in ATTACKS.items() for norm in attack.norms]

@@ -55,7 +55,8 @@ def test_results_lie_in_ball_and_box_and_say_what_is_so(name, norm, attacked):
 @every
 def test_it_does_something_and_failures_are_no_worse_than_clean(name, norm, attacked):
     _, batch, result = attacked(name, norm)
-    assert 0.05 < result.success.mean() <= 1, "choose another bound in cases.EPS"
+    if name != "noise":  # which is no attack
+        assert 0.05 < result.success.mean() <= 1, "choose another bound in cases.EPS"
     clean = goals.verdict(ATTACKS[name].loss).objective(toys.forward()(batch.images), batch)
     if ATTACKS[name].bound == "fixed":
         assert np.all(result.loss[~result.success] >= np.asarray(clean)[~result.success] - 1e-5)
