@@ -89,7 +89,9 @@ def test_what_rounding_loses_is_won_back_at_hardly_any_distance(name, norm):
     assert plain.success_8bit.mean() < 0.7 < 0.95 < plain.success.mean()
     assert result.success.mean() >= plain.success.mean() - 1 / 64
     both = plain.success & result.success
-    assert np.mean(result.distance[both] / plain.distance[both]) < 1.02
+    assert np.median(result.distance[both] / plain.distance[both]) < 1.02
+    if norm == "linf":  # a component moves by less than a level
+        assert np.all(result.distance[both] < plain.distance[both] + 1 / 255)
 
 
 def test_inside_a_bound_no_success_is_lost():
@@ -158,6 +160,17 @@ def fitted(norm, bound="fixed"):
     return jax.jit(lambda *arrays: lattice.rounded(*arrays, norm=norm, bound=bound))
 
 
+@functools.cache
+def drawn(norm):
+    """(key, clean, eps) -> a perturbation at the bound, within the box."""
+
+    def draw(key, clean, eps):
+        ball = balls.BALLS[norm](eps)
+        return ball.project(2 * ball.sample(key, toys.SHAPE), -clean, 1 - clean)
+
+    return jax.jit(draw)
+
+
 def image(seed):
     """(H, W, 3) on the grid, a third of it black or white."""
     levels = np.random.default_rng(seed).integers(-40, 296, toys.SHAPE).clip(0, 255)
@@ -168,9 +181,8 @@ def image(seed):
 @given(seed=st.integers(0, 10_000), share=st.sampled_from([0.0, 0.01, 0.5, 1.0]), scale=st.sampled_from([0.2, 1, 5]))
 def test_any_perturbation_is_rounded_inside_its_bound(norm, seed, share, scale):
     eps, clean = float(np.float32(scale * {"linf": 2.7 / 255, "l2": 0.2, "l1": 3.0, "l0": 7.3}[norm])), image(seed)
-    ball, (first, second) = balls.BALLS[norm](eps), jax.random.split(jax.random.key(seed))
-    delta = ball.project(2 * ball.sample(first, toys.SHAPE), -clean, 1 - clean)
-    favour = jax.random.normal(second, toys.SHAPE)
+    first, second = jax.random.split(jax.random.key(seed))
+    delta, favour = drawn(norm)(first, clean, eps), jax.random.normal(second, toys.SHAPE)
     got = np.asarray(fitted(norm)(share, clean, delta, favour, eps))
     np.testing.assert_array_equal(got, codecs.to_float(codecs.to_uint8(got)))
     levels = codecs.to_uint8(got).astype(int) - codecs.to_uint8(clean)
