@@ -182,9 +182,6 @@ def turning_point(holds: Callable[[Array], Array], top: Array) -> tuple[Array, A
     return jax.lax.bitcast_convert_type(low, jnp.float32), jax.lax.bitcast_convert_type(high, jnp.float32)
 
 
-_turning_point = turning_point  # as attacks.fab still calls it
-
-
 def _total(x: Array) -> Array:
     """Sum of all components, folded five times first: XLA:CPU then adds them in vectors, ten times as fast, and rounds
     less; every row of a batch is still summed alike."""

@@ -20,3 +20,11 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"published weights and images not found at {SHARED} (set FFJAX_SHARED)")
     return SHARED
+
+
+@pytest.fixture(autouse=True, scope="module")
+def programs_let_go():
+    """After each file its compiled programs are dropped: a process that keeps thousands runs out of memory mappings
+    (Linux allows 65,530), and XLA's compiler then dies of a segmentation fault."""
+    yield
+    jax.clear_caches()

@@ -153,6 +153,26 @@ def test_hop_skip_jump_asks_as_often_as_published():
         np.testing.assert_allclose(norm(questions[second, row] - at[second, row]), distance / 432, rtol=1e-2)
 
 
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+def test_hop_skip_jump_follows_the_published_estimate(norm):
+    """Of the first round's questions v = sum (answer - mean answer) u, then x + r v / ||v||, in l_inf x + r sign(v)."""
+    questions, phases, at, _ = walked("hop_skip_jump", norm)
+    clean = interior.batch(MARGINS).images
+    for row in range(16):
+        first = np.argmax(phases[:, row] == decision.TURN)
+        last = first + np.argmax(phases[first:, row] == decision.STEP)
+        asked, x = questions[first:last, row], at[first, row]
+        wrong = np.einsum("qyxc,yxc->q", asked, interior.W, dtype=np.float64) + 0.1
+        answers = np.where((wrong > 0) != (MARGINS[row] > 0), 1.0, -1.0)
+        v = np.einsum("q,qyxc->yxc", answers - answers.mean(), (asked - x) / 0.1)
+        way = v / np.linalg.norm(v) if norm == "l2" else np.sign(v)
+        far = np.linalg.norm(x - clean[row]) if norm == "l2" else np.abs(x - clean[row]).max()
+        followed = questions[last, row] - x
+        clear = (np.abs(v) > 1e-4) & (questions[last, row] > 0) & (questions[last, row] < 1)
+        assert len(asked) == 100 and clear.mean() > 0.2
+        np.testing.assert_allclose(followed[clear], (far * way)[clear], atol=2e-3 * far)
+
+
 def test_noise_comes_in_blocks_of_every_size():
     """While seeking: single pixels, then squares of 2, 4, 8 and 16, over again."""
     batch = interior.batch(MARGINS)._replace(labels=np.ones(16, np.int32))
