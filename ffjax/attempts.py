@@ -6,7 +6,7 @@ Restarts, ensembles and the search for the smallest bound are functions from run
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from ffjax.attacks.lattice import on_grid
 from ffjax.detectors import chosen
 from ffjax.engine import Compute
 from ffjax.errors import InputError
+from ffjax.gradients import Estimator
 from ffjax.types import AttackResult, Batch, Forward, Goal, Process
 
 Rows = TypeVar("Rows", Batch, AttackResult)
@@ -37,7 +38,6 @@ def named(
     forward: Forward,
     compute: Compute,
     options: Mapping[str, Any] | None = None,
-    watch: Watch = lambda done, steps, active: None,
     grid: bool = False,
 ) -> Runner:
     """The attack of that name in ATTACKS, held to its bound. goal: what it is after, for the loss that its entry names.
@@ -47,15 +47,26 @@ def named(
     entry = ATTACKS[name]
     if norm not in entry.norms:
         raise InputError(f"{name} knows no {norm}; it knows {', '.join(entry.norms)}")
-    parameters = inspect.signature(entry.build).parameters.values()
-    known = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
     aim = goal(entry.loss)
-    process = entry.build(aim, norm, **chosen(known, options or {}, name))
+    process = entry.build(aim, norm, **_options(name, options or {}))
     if grid:
         guide = "gradient" if entry.needs == "gradients" else "displacement"
         process = on_grid(process, aim, norm, bound=entry.bound, guide=guide)
-    runner = once(process, forward, compute, watch)
+    runner = once(process, forward, compute)
     return within(runner) if entry.bound == "minimal" else runner
+
+
+def _options(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Every option of an attack that can be typed, as given or its default. InputError as `detectors.chosen`, and for a
+    word that is none of those that the option takes."""
+    parameters = inspect.signature(ATTACKS[name].build).parameters.values()
+    typed = {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY and p.annotation != Estimator | None}
+    options = chosen({key: p.default for key, p in typed.items()}, given, name)
+    for key, value in options.items():
+        words = get_args(typed[key].annotation) if get_origin(typed[key].annotation) is Literal else (value,)
+        if value not in words:
+            raise InputError(f"option {key!r} of {name}: unknown {value!r}; known: {', '.join(words)}")
+    return options
 
 
 def once(

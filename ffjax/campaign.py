@@ -25,8 +25,6 @@ AUTO = ("apgd_ce", "apgd", "fab", "square")
 """The ensemble that has no parameters, after AutoAttack (Croce and Hein, ICML 2020), whose own members need three or
 four classes: for two, its DLR loss is the margin, and targeted is untargeted."""
 
-BLACK_BOX = ("square",)
-
 
 class Plan(NamedTuple):
     """How to attack. attack: name in ATTACKS, or auto. loss: 'published' for the entry's own. The other fields are
@@ -102,7 +100,8 @@ def flags(plan: Plan, forward: Forward, data: ImageSet, rows: Sequence[Row], com
     tried = [row for row in rows if "success" in row]
     if tried:
         found |= sanity.of_rows(tried)
-    return found | sanity.of_ensemble(Counter(row["by"] for row in tried if "by" in row), BLACK_BOX)
+    blind = [name for name in AUTO if ATTACKS[name].needs != "gradients"]
+    return found | sanity.of_ensemble(Counter(row["by"] for row in tried if "by" in row), blind)
 
 
 def saver(folder: Path) -> Callable[[np.ndarray, AttackResult], None]:

@@ -84,7 +84,8 @@ def run(
 
     Args:
       forward: a `jax.tree_util.Partial`. eps: the bound, one for all or one a row.
-      restore, save: checkpoint.Snapshots' own; the state of all rows is saved every compute.snapshot steps.
+      restore, save: checkpoint.Snapshots' own; the state of all rows is saved every compute.snapshot steps, or at each
+        visit of the host if those are rarer.
       watch(steps done, rows still at work): after each chunk.
     Guarantee: a row's result does not depend on the others, their number or order, on chunk, or on where a run was cut
       (bit-equal on one CPU device).
@@ -97,7 +98,8 @@ def run(
     padding = np.minimum(np.arange(size), count - 1)
     bounds, seeds = np.broadcast_to(np.float32(eps), count)[padding], np.full(size, seed, np.uint32)
     rows = devices.split((_take(batch, padding), bounds, seeds), on)
-    done, whole = restore(_host(_init(process.init, forward, *rows)))
+    done, state = restore(_init(process.init, forward, *rows))
+    whole = _host(state)
     active = np.arange(count)[~np.asarray(whole.done)[:count]]
     while len(active) and done < process.steps:
         few = min(size, max(least, 1 << (len(active) - 1).bit_length()))

@@ -8,33 +8,21 @@ import sys
 import time
 from pathlib import Path
 
-import jax
-import numpy as np
 import pytest
-from PIL import Image
+from ground import lay
 
 from experiments.attack_eval import Config, main
-from ffjax import detectors, run
-from ffjax.detectors import weights
+from ffjax import run
 
 
 @pytest.fixture(scope="module")
 def ground(tmp_path_factory) -> Path:
-    """A folder of 40 noise images of 32 px and a Meso-4 of random weights."""
-    ground = tmp_path_factory.mktemp("ground")
-    rng = np.random.default_rng(0)
-    for label in ("real", "fake"):
-        (ground / "images" / label).mkdir(parents=True)
-        for i in range(20):
-            pixels = rng.integers(0, 256, (32, 32, 3), np.uint8)
-            Image.fromarray(pixels).save(ground / "images" / label / f"{i:02d}.png")
-    detector = detectors.build("meso4", 32)
-    weights.save(ground / "net.safetensors", detector.init(jax.random.key(0)), {"arch": "meso4", "size": 32})
-    return ground
+    """40 noise images and a Meso-4 of random weights."""
+    return lay(tmp_path_factory.mktemp("ground"), 20, 1)
 
 
 def words(ground: Path, out: Path, *more: str) -> list[str]:
-    given = ["--detector", f"meso4:{ground}/net.safetensors", "--data", f"{ground}/images", "--jpeg", "75"]
+    given = ["--detector", f"meso4:{ground}/net0.safetensors", "--data", f"{ground}/images", "--jpeg", "75"]
     return [*given, "--threshold", "calibrated", "--compute.batch", "8", "--out", str(out), *more]
 
 

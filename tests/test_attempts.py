@@ -133,6 +133,8 @@ def test_progress_is_told():
         ("fgsm", "l0", {}, "fgsm knows no l0; it knows linf, l2"),
         ("pgd", "linf", {"stesp": 3}, "unknown option 'stesp' of pgd; known: steps, step, stop"),
         ("pgd", "linf", {"steps": 0}, "steps"),
+        ("cw", "l2", {"search": "gahndi"}, "option 'search' of cw: unknown 'gahndi'; known: original, gandhi"),
+        ("cw", "l2", {"estimator": 3}, "unknown option 'estimator' of cw; known: search, "),
         ("pgd", "linf", {"steps": "ten"}, "option 'steps' of pgd must be of the kind of 40"),
     ],
 )

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import toys
 
-from ffjax import attempts, goals, individual, ledger
+from ffjax import attempts, campaign, goals, individual, ledger
 from ffjax.engine import Compute
 from ffjax.objectives import margin
 
@@ -108,3 +108,32 @@ def test_nothing_called_rightly_is_no_error(data, tmp_path):
     rows = run(tmp_path / "ledger.jsonl", wrong._replace(labels=wrong.labels.astype(np.int32)))
     found = individual.summary(rows, 0.0, resamples=20)
     assert found["counts"]["attacked"] == 0 and found["clean_accuracy"].value == 0 and found["all"] == {}
+
+
+def test_the_noise_beside_a_minimal_attack_has_each_images_own_distance(data, tmp_path):
+    attack = attempts.named("deepfool", "l2", goals.verdict, toys.forward(), COMPUTE)
+    _, noise = runners()
+    bounds = {}
+
+    def spied(batch, eps, seed):
+        bounds.update(zip(batch.ids.tolist(), eps.tolist(), strict=True))
+        return noise(batch, eps, seed)
+
+    rows = individual.attack(
+        tmp_path / "ledger.jsonl", data, toys.forward(), attack, spied, 10.0, minimal=True, threshold=0.0,
+        qualities=(), seed=0, compute=COMPUTE,
+    )  # fmt: skip
+    tried = [row for row in rows if "success" in row]
+    assert any(row["success"] for row in tried) and len({row["distance"] for row in tried}) > 1
+    for row in tried:
+        assert bounds[row["id"]] == pytest.approx(row["distance"] if row["success"] else 0)
+
+
+def test_the_calibrated_threshold_has_the_best_balanced_accuracy(data):
+    said = np.asarray(margin(toys.forward()((data.images / 255).astype(np.float32))))
+
+    def balanced(threshold):
+        return np.mean([np.mean((said > threshold)[data.labels == k] == k) for k in (0, 1)])
+
+    found = campaign.calibrated(toys.forward(), data, COMPUTE)
+    assert balanced(found) == max(map(balanced, [*said, -np.inf])) > balanced(0.0)

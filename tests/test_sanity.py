@@ -17,7 +17,8 @@ def batch(count=16):
 
 def flags(change):
     variables = toys.TOY.init(jax.random.key(0))
-    return sanity.of_forward(lambda images: change(toys.TOY.apply(variables, images), images), goals.verdict(), batch())
+    forward = jax.tree_util.Partial(lambda v, images: change(toys.TOY.apply(v, images), images), variables)
+    return sanity.of_forward(forward, goals.verdict(), batch())
 
 
 def test_an_honest_detector_raises_none():

@@ -12,6 +12,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from ground import lay
 from PIL import Image
 
 from experiments.uap_overfire import Config, main
@@ -23,19 +24,8 @@ STEPS = 40
 
 @pytest.fixture(scope="module")
 def ground(tmp_path_factory) -> Path:
-    """A folder of 24 noise images of 32 px and two Meso-4 of random weights."""
-    ground = tmp_path_factory.mktemp("ground")
-    rng = np.random.default_rng(0)
-    for label in ("real", "fake"):
-        (ground / "images" / label).mkdir(parents=True)
-        for i in range(12):
-            pixels = rng.integers(0, 256, (32, 32, 3), np.uint8)
-            Image.fromarray(pixels).save(ground / "images" / label / f"{i:02d}.png")
-    detector = detectors.build("meso4", 32)
-    for seed in (0, 1):
-        meta = {"arch": "meso4", "size": 32}
-        weights.save(ground / f"net{seed}.safetensors", detector.init(jax.random.key(seed)), meta)
-    return ground
+    """24 noise images and two Meso-4 of random weights."""
+    return lay(tmp_path_factory.mktemp("ground"), 12, 2)
 
 
 def arguments(ground: Path, out: Path, **changes: str) -> list[str]:

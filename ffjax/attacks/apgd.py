@@ -67,8 +67,7 @@ def apgd(
     def init(forward: Forward, batch: Batch, eps: Array, seeds: Array) -> State:
         begun, images = trail.begin(batch, eps, seeds), batch.images
         if start == "random":  # else the clean image is the first iterate anyway
-            objective, reached = trail.judged(goal, forward(images), batch)
-            begun = trail.charged(trail.offered(begun, images, reached, objective), queries=1)
+            begun = trail.asked(goal, begun, images, forward)
             images = descent.random_start(ball, begun)
         return State(begun, _at_foot(images, length=1.0 if sparse else 2.0))
 
@@ -92,8 +91,7 @@ def apgd(
 
     def finish(state: State, forward: Forward) -> AttackResult:
         kept, climb = state
-        objective, reached = trail.judged(goal, forward(climb.at), kept.batch)
-        last = State(trail.charged(trail.offered(kept, climb.at, reached, objective), queries=1), climb)
+        last = State(trail.asked(goal, kept, climb.at, forward), climb)
         return trail.finish(goal, ball(1.0))(trail.kept(kept.done, state, last), forward)
 
     return trail.process(init, move, finish, steps)

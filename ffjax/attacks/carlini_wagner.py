@@ -12,9 +12,9 @@ import jax.numpy as jnp
 
 from ffjax.attacks import nearest, rules, trail
 from ffjax.attacks.descent import START
-from ffjax.attacks.rules import TINY, Rule
+from ffjax.attacks.rules import Rule
 from ffjax.attacks.trail import State, Trail
-from ffjax.balls import l2
+from ffjax.balls import TINY, l2
 from ffjax.gradients import Estimator, exact
 from ffjax.types import Array, Batch, Forward, Goal, Process
 

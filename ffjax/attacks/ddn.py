@@ -2,10 +2,9 @@
 
 import jax.numpy as jnp
 
-from ffjax.attacks import nearest
+from ffjax.attacks import nearest, trail
 from ffjax.attacks.nearest import At, cosine
-from ffjax.attacks.rules import TINY
-from ffjax.balls import l2
+from ffjax.balls import TINY, l2
 from ffjax.gradients import Estimator
 from ffjax.types import Array, Goal, Process
 
@@ -40,7 +39,7 @@ def ddn(
         way = at.image - at.clean + cosine(rate, rate / 100, i, steps) * ball.steepest(at.slope.gradient)
         image = jnp.clip(at.clean + size / jnp.maximum(ball.norm(way), TINY) * way, 0, 1)
         if levels is not None:
-            image = jnp.round(image * (levels - 1)) / (levels - 1)
+            image = trail.rounded(image, levels)
         return image, size, jnp.bool_(False)
 
     return nearest.walk(goal, norm, move, steps, memory=lambda clean: jnp.float32(initial), estimator=estimator)

@@ -12,9 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from ffjax.attacks import nearest, trail
-from ffjax.attacks.rules import TINY
 from ffjax.attacks.trail import State
-from ffjax.balls import BALLS, l2
+from ffjax.balls import BALLS, TINY, l2
 from ffjax.types import Array, AttackResult, Batch, Forward, Goal, Process
 
 SEEK, HALVE, TURN, STEP = range(4)

@@ -4,8 +4,7 @@ import jax.numpy as jnp
 
 from ffjax.attacks import nearest
 from ffjax.attacks.nearest import At
-from ffjax.attacks.rules import TINY
-from ffjax.balls import BALLS
+from ffjax.balls import BALLS, TINY
 from ffjax.gradients import Estimator
 from ffjax.types import Array, Goal, Process
 

@@ -10,8 +10,8 @@ from ffjax import balls
 from ffjax.attacks import nearest
 from ffjax.attacks.descent import random_start
 from ffjax.attacks.nearest import At
-from ffjax.attacks.rules import TINY
 from ffjax.attacks.trail import Trail
+from ffjax.balls import TINY
 from ffjax.gradients import Estimator
 from ffjax.types import Array, Goal, Process
 

@@ -1,5 +1,7 @@
 """The named attacks that follow gradients inside a bound, each a setting of `descent`."""
 
+from collections.abc import Callable
+
 import optax
 
 from ffjax import gradients, transforms
@@ -7,7 +9,7 @@ from ffjax.attacks import rules
 from ffjax.attacks.descent import descent
 from ffjax.attacks.rules import Rule
 from ffjax.errors import InputError
-from ffjax.types import Goal, Process
+from ffjax.types import Array, Goal, Process
 
 
 def fgsm(goal: Goal, norm: str = "linf") -> Process:
@@ -28,8 +30,7 @@ def pgd(goal: Goal, norm: str = "linf", *, steps: int = 40, step: float = 0.1, s
 def adam_pgd(goal: Goal, norm: str = "linf", *, steps: int = 40, rate: float = 0.1, stop: bool = True) -> Process:
     """Adam's direction, projected after each step. In l_inf its components are followed as they are (some rate * eps
     each), in other norms it is brought to unit norm."""
-    follow = (lambda direction: direction) if norm == "linf" else None
-    return descent(goal, norm, steps=steps, step=rate, rule=rules.adam(), follow=follow, stop=stop)
+    return descent(goal, norm, steps=steps, step=rate, rule=rules.adam(), follow=_as_is(norm), stop=stop)
 
 
 def eot_pgd(
@@ -102,11 +103,15 @@ def spsa(
     goal: Goal, norm: str = "linf", *, steps: int = 100, rate: float = 0.1, sigma: float = 0.01, pairs: int = 64
 ) -> Process:
     """Adam on gradients estimated along random signs: Uesato et al. (ICML 2018). 2 pairs + 1 queries a step."""
-    follow = (lambda direction: direction) if norm == "linf" else None
     return descent(
-        goal, norm, steps=steps, step=rate, start="zero", rule=rules.adam(), follow=follow,
+        goal, norm, steps=steps, step=rate, start="zero", rule=rules.adam(), follow=_as_is(norm),
         estimator=gradients.spsa(goal, sigma, pairs),
     )  # fmt: skip
+
+
+def _as_is(norm: str) -> Callable[[Array], Array] | None:
+    """`follow` for Adam: in l_inf its components as they are, else the ball's own."""
+    return (lambda direction: direction) if norm == "linf" else None
 
 
 def _transfer(goal: Goal, norm: str, steps: int, rule: Rule, stop: bool, **options) -> Process:

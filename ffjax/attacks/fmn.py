@@ -4,8 +4,7 @@ import jax.numpy as jnp
 
 from ffjax.attacks import nearest
 from ffjax.attacks.nearest import At, cosine
-from ffjax.attacks.rules import TINY
-from ffjax.balls import BALLS, l1, l2, linf
+from ffjax.balls import BALLS, TINY, l1, l2, linf
 from ffjax.gradients import Estimator
 from ffjax.types import Array, Goal, Process
 

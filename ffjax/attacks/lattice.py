@@ -10,16 +10,12 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from ffjax import balls
 from ffjax.attacks import trail
-from ffjax.attacks.rules import TINY
+from ffjax.balls import TINY
 from ffjax.gradients import exact
 from ffjax.types import Array, AttackResult, Batch, Forward, Goal, Process
-
-LEVELS = np.arange(256, dtype=np.float32) / np.float32(255)
-"""What data.codecs.to_float makes of 0 .. 255. Looked up: compiled, x / 255 is a product and may be one bit off."""
 
 LEAN = 0.499
 """How far, in levels, rounding is pulled: an image already on a level stays there, past what float32 may add to it."""
@@ -92,7 +88,7 @@ def on_grid(
         def at(share: Array) -> Tried:
             return judged(fit(share, batch.images, delta, favour, eps))
 
-        clean = judged(to_grid(jnp.round(255 * batch.images)))
+        clean = judged(trail.to_grid(jnp.round(255 * batch.images)))
         best = _searched(at, clean, tries, failures=bound == "fixed")
         last = judged(best.images)
         if bound == "minimal":  # another program's rounding may have taken back what only just reached
@@ -139,10 +135,10 @@ def rounded(
     leads = (weight >= balls.kth_largest(weight, count)) & (count > 0)
     target = jnp.clip(jnp.round(moved + jnp.where(leads, LEAN * jnp.sign(favour), 0)), 0, 255)
     if bound == "minimal":
-        return to_grid(target)
+        return trail.to_grid(target)
     if norm == "linf":
         radius = jnp.floor(255 * eps * (1 + balls.SLACK))
-        return to_grid(jnp.clip(target, base - radius, base + radius))
+        return trail.to_grid(jnp.clip(target, base - radius, base + radius))
     inward = base + jnp.trunc(moved - base)
     size = balls.BALLS[norm](1.0).norm
 
@@ -150,9 +146,4 @@ def rounded(
         return size((jnp.where(weight >= least, target, inward) - base) / 255) > eps * (1 + balls.SLACK)
 
     _, least = balls.turning_point(outside, jnp.max(weight))
-    return to_grid(jnp.where(weight >= least, target, inward))
-
-
-def to_grid(levels: Array) -> Array:
-    """Whole numbers 0 .. 255, as floats -> images."""
-    return jnp.asarray(LEVELS)[levels.astype(jnp.int32)]
+    return trail.to_grid(jnp.where(weight >= least, target, inward))

@@ -17,8 +17,7 @@ def noise(goal: Goal, norm: str = "linf", *, draws: int = 1) -> Process:
 
     def init(forward: Forward, batch: Batch, eps: Array, seeds: Array) -> State:
         begun = trail.begin(batch, eps, seeds)
-        objective, reached = trail.judged(goal, forward(batch.images), batch)
-        return State(trail.charged(trail.offered(begun, batch.images, reached, objective), queries=1), ())
+        return State(trail.asked(goal, begun, batch.images, forward), ())
 
     def move(i: Array, state: State, forward: Forward) -> State:
         kept = state.trail

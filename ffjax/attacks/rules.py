@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from ffjax.balls import TINY
 from ffjax.types import Array
 
 Rule = optax.GradientTransformation
-TINY = 1e-30
 
 
 def plain() -> Rule:

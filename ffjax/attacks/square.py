@@ -5,15 +5,12 @@ import jax.numpy as jnp
 
 from ffjax import balls
 from ffjax.attacks import descent, trail
-from ffjax.attacks.rules import TINY
 from ffjax.attacks.trail import State
+from ffjax.balls import TINY
 from ffjax.types import Array, AttackResult, Batch, Forward, Goal, Process
 
 SHRINKS = (0.001, 0.005, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8)
 """Shares of the budget after each of which a square has half the area (of 10,000 queries: after 10, 50, 200 ...)."""
-
-START = 1 << 20
-"""Folded into the key of the start, past any number of steps."""
 
 LEAST_2 = 3
 """Smallest side of a square in l_2, where a smaller one has no shape."""
@@ -36,10 +33,9 @@ def square(goal: Goal, norm: str = "linf", *, steps: int = 1000, share: float = 
 
     def init(forward: Forward, batch: Batch, eps: Array, seeds: Array) -> State:
         begun = trail.begin(batch, eps, seeds)
-        objective, reached = trail.judged(goal, forward(batch.images), batch)
-        begun = trail.charged(trail.offered(begun, batch.images, reached, objective), queries=1)
+        begun = trail.asked(goal, begun, batch.images, forward)
         shape = batch.images.shape[1:]
-        deltas = jax.vmap(lambda key, e: e * start(key, shape))(trail.keys(begun, START), eps)
+        deltas = jax.vmap(lambda key, e: e * start(key, shape))(trail.keys(begun, descent.START), eps)
         first = descent.projected(ball, begun, batch.images + deltas)
         return State(begun, (first, first, jnp.full(len(eps), -jnp.inf)))
 

@@ -4,9 +4,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ffjax.balls import Ball
 from ffjax.types import Array, AttackResult, Batch, Forward, Goal, Outputs, Process
+
+EIGHT_BITS = 256
 
 
 class Trail(NamedTuple):
@@ -69,6 +72,12 @@ def offered(trail: Trail, images: Array, reached: Array, score: Array) -> Trail:
     )
 
 
+def asked(goal: Goal, trail: Trail, images: Array, forward: Forward) -> Trail:
+    """`images` judged by a forward pass of their own, one query, and offered."""
+    objective, reached = judged(goal, forward(images), trail.batch)
+    return charged(offered(trail, images, reached, objective), queries=1)
+
+
 def charged(trail: Trail, gradients: int = 0, queries: int = 0) -> Trail:
     return trail._replace(gradients=trail.gradients + gradients, queries=trail.queries + queries)
 
@@ -97,9 +106,16 @@ def finish(goal: Goal, ball: Ball) -> Any:
     return result
 
 
-def rounded(images: Array) -> Array:
-    """To the nearest n / 255: what an 8-bit file keeps."""
-    return jnp.round(images * 255) / 255
+def rounded(images: Array, levels: int = EIGHT_BITS) -> Array:
+    """To the nearest n / (levels - 1): for 256, bit for bit what an 8-bit file gives back."""
+    return to_grid(jnp.round(images * (levels - 1)), levels)
+
+
+def to_grid(numbers: Array, levels: int = EIGHT_BITS) -> Array:
+    """Whole numbers 0 .. levels - 1, as floats -> images, as data.codecs.to_float makes them. Looked up: compiled,
+    n / 255 is a product and may be one bit off."""
+    values = np.arange(levels, dtype=np.float32) / np.float32(levels - 1)
+    return jnp.asarray(values)[numbers.astype(jnp.int32)]
 
 
 def judged(goal: Goal, outputs: Outputs, batch: Batch) -> tuple[Array, Array]:

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ffjax import balls, engine, goals
-from ffjax.attacks import ATTACKS, lattice
+from ffjax.attacks import ATTACKS, lattice, trail
 from ffjax.data import codecs
 from ffjax.types import Batch
 
@@ -41,9 +41,9 @@ def opened(images):
 
 def test_the_grid_is_that_of_files():
     """PEERS.md 4a, 30: 256 values at distances of 1/255, and snapping to them changes none of them."""
-    np.testing.assert_array_equal(lattice.LEVELS, codecs.to_float(np.arange(256, dtype=np.uint8)))
-    on = jax.jit(lattice.to_grid)(jnp.arange(256.0).reshape(16, 16, 1))
-    np.testing.assert_array_equal(np.asarray(on).ravel(), lattice.LEVELS)
+    files = codecs.to_float(np.arange(256, dtype=np.uint8))
+    on = jax.jit(trail.to_grid)(jnp.arange(256.0).reshape(16, 16, 1))
+    np.testing.assert_array_equal(np.asarray(on).ravel(), files)
     np.testing.assert_array_equal(codecs.to_uint8(np.asarray(on)).ravel(), np.arange(256))
 
 

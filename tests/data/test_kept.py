@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -12,7 +13,9 @@ from ffjax.data import forged_faces as f
 folder = Path(sys.argv[1])
 def render(seed, domain, split, count):
     (folder / "rendered").open("a").write(split + " ")
-    while not (folder / "go").exists():
+    for _ in range(1200):
+        if (folder / "go").exists():
+            break
         time.sleep(0.05)
     return map(f.encode, [f.example(0, "a", "test", k) for k in range(2)])
 f.render = render
@@ -30,6 +33,7 @@ def test_of_two_processes_one_makes_the_set_and_the_other_waits_and_says_so(tmp_
     try:
         while not (tmp_path / "rendered").exists():
             assert all(process.poll() is None for process in processes)
+            time.sleep(0.05)
         late = start()
         processes.append(late)
         assert "another process is making a_evaluation_0; waiting for it" in late.stderr.readline()  # type: ignore[union-attr]
