@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ffjax import balls, devices, metrics
+from ffjax import balls, devices, masks, metrics
 from ffjax.data.codecs import STORAGE, to_float, to_uint8
 from ffjax.engine import Compute
 from ffjax.metrics import Estimate
@@ -59,12 +59,16 @@ def clean_scores(forward: Forward, data: ImageSet, compute: Compute) -> dict[str
     return found | {"clean_mask_iou": metrics.average(overlap, data.groups[fakes])}
 
 
-def mask_overlap(forward: Forward, images: np.ndarray, masks: np.ndarray, compute: Compute) -> np.ndarray:
-    """(N,) intersection over union of what the network's mask calls forged (logit > 0) and the true masks (N, H, W)
-    uint8 in {0, 255}; 1 where both are empty. A mask of another size is brought to the image's (bilinear)."""
-    said = np.concatenate([np.asarray(_forged(forward, x))[:kept] for x, kept in _batches(images, compute)])
-    both, either = (found.sum(axis=(1, 2)) for found in (said & (masks > 0), said | (masks > 0)))
-    return np.where(either == 0, 1.0, both / np.maximum(either, 1))
+def mask_overlap(forward: Forward, images: np.ndarray, true: np.ndarray, compute: Compute) -> np.ndarray:
+    """(N,) intersection over union of what the network's mask calls forged and the true masks (N, H, W) uint8 in
+    {0, 255}; 1 where both are empty."""
+    return masks.iou(forged(forward, images, compute), true > 0)
+
+
+def forged(forward: Forward, images: np.ndarray, compute: Compute) -> np.ndarray:
+    """(N, H, W) bool: what the network's mask calls forged (logit > 0) of images (N, H, W, 3), float32 in [0, 1], or
+    uint8, which stand for x / 255. A mask of another size is brought to the image's (bilinear)."""
+    return np.concatenate([np.asarray(_forged(forward, x))[:kept] for x, kept in _batches(images, compute)])
 
 
 def activations(forward: Forward, images: np.ndarray, compute: Compute) -> dict[str, dict[str, float]]:
@@ -119,13 +123,16 @@ def _files(images: np.ndarray, condition: Condition) -> tuple[np.ndarray, np.nda
 
 @jax.jit
 def _margin(forward: Forward, images: Array, delta: Array) -> Array:
-    x = images.astype(jnp.float32) / 255 if images.dtype == jnp.uint8 else images
-    return margin(forward(balls.apply(x, delta[None])))
+    return margin(forward(balls.apply(_unit(images), delta[None])))
+
+
+def _unit(images: Array) -> Array:
+    return images.astype(jnp.float32) / 255 if images.dtype == jnp.uint8 else images
 
 
 @jax.jit
 def _forged(forward: Forward, images: Array) -> Array:
-    mask = forward(images.astype(jnp.float32) / 255).mask
+    mask = forward(_unit(images)).mask
     assert mask is not None, "the network has no mask"
     return jax.image.resize(mask, images.shape[:3], "bilinear") > 0
 

@@ -45,7 +45,25 @@ def cross_entropy(wrong: Array) -> Array:
     return jax.nn.softplus(wrong)
 
 
-VERDICT_LOSSES: dict[str, Callable[[Array], Array]] = {"margin": lambda wrong: wrong, "ce": cross_entropy}
+VERDICT_LOSSES: dict[str, Callable[[Array], Array]] = {
+    "margin": lambda wrong: wrong,
+    "ce": cross_entropy,
+    "target_ce": jax.nn.log_sigmoid,
+}
+"""What is climbed of the wrong class's lead w: w itself, -log p(label), or log p(target), which, unlike the others,
+stops pulling once the verdict is wrong. Each rises with w: steps along the sign of the gradient are the same."""
+
+
+def activation(*, confidence: float = 0.0, threshold: float = 0.0) -> Goal:
+    """The wrong verdict by ClassNSeg's own training loss (PAPERS.md 1.3): climbs -(|a_fake - t| + |a_real - (1 - t)|),
+    a the two logits and t = 1 to be called fake, 0 to be called real. Not indifferent to a constant added to both:
+    for networks trained so. Reached as `verdict`."""
+
+    def objective(outputs: Outputs, batch: Batch) -> Array:
+        wanted = jnp.where(batch.labels[:, None] == 1, jnp.array([[1.0, 0.0]]), jnp.array([[0.0, 1.0]]))
+        return -jnp.sum(jnp.abs(outputs.logits - wanted), axis=1)
+
+    return Goal(objective, verdict(confidence=confidence, threshold=threshold).reached)
 
 
 def mask(loss: str = "ce", *, share: float = 0.9) -> Goal:

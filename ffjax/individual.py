@@ -5,9 +5,10 @@ afterwards, in float and after storage, fakes and reals apart.
 """
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,9 @@ from ffjax.types import AttackResult, Batch, Forward, ImageSet
 
 Row = dict[str, Any]
 KINDS = ("clean", "noise", "attacked")
+Look = Callable[[Batch, np.ndarray], dict[str, np.ndarray]]
+"""(batch, images (B, H, W, C) float32 in [0, 1], as they are shown) -> measure -> (B,): what else is to be written
+down beside the margin."""
 DIRECTIONS = {"all": (0, 1), "fake_called_real": (1,), "real_called_fake": (0,)}
 
 
@@ -39,6 +43,7 @@ def attack(
     seed: int,
     compute: Compute,
     wanted: np.ndarray | None = None,
+    looks: Mapping[str, Look] = MappingProxyType({}),
     note: Callable[[int], Row] = lambda i: {},
     keep: Callable[[np.ndarray, AttackResult], None] = lambda ids, result: None,
     tell: Callable[[int, str], None] = lambda done, note: None,
@@ -49,8 +54,9 @@ def attack(
       runner, noise: the attack and its baseline, which is given the same bound or, for a minimal-norm attack, each
         image's own distance. threshold: the margin above which the detector says fake.
       qualities: of real JPEG, at which each result is called again, as it is after PNG.
-      wanted: (N, H, W) masks that an attack on the mask is after. note(i): what else to write of image i. keep(ids,
-      result): for whoever saves images.
+      wanted: (N, H, W) masks that an attack on the mask is after. looks: name -> what else to write of each image as it
+      is shown, under that name: kind -> form -> measure. note(i): what else to write of image i. keep(ids, result): for
+      whoever saves images.
     Returns the ledger's rows, one an image: see `_row`. Rows are a function of image, settings and seed alone.
     """
     rows = ledger.read(path)
@@ -68,9 +74,13 @@ def attack(
             bound = np.where(result.success, result.distance, 0) if minimal else np.full(len(chosen), eps)
             drawn = noise(batch, bound.astype(np.float32), seed)
             shown = {"clean": batch.images, "noise": drawn.images, "attacked": result.images}
-            said = {kind: _stored(forward, images, qualities, compute) for kind, images in shown.items()}
+            stored = {kind: _stored(images, qualities) for kind, images in shown.items()}
+            said = _over(stored, lambda images: margins(forward, images, compute))
+            seen = {name: _over(stored, partial(look, batch)) for name, look in looks.items()}
             for k, i in enumerate(chosen):
-                row = _row(data, i, _of(result, k), {kind: _each(forms, k) for kind, forms in said.items()})
+                row = _row(data, i, _of(result, k), _at(said, k)) | {
+                    name: _at(found, k) for name, found in seen.items()
+                }
                 new.append(row | {"seconds": round(seconds, 4)} | note(int(i)))
             keep(chosen, result)
         ledger.append(path, new)
@@ -134,10 +144,13 @@ def _batch(data: ImageSet, ids: np.ndarray, wanted: np.ndarray | None) -> Batch:
     return Batch(codecs.to_float(data.images[ids]), labels, ids.astype(np.int32), masks, chosen)
 
 
-def _stored(forward: Forward, images: np.ndarray, qualities: Sequence[int], compute: Compute) -> dict[str, np.ndarray]:
-    """Form -> (B,) margins: float as attacked, png, and jpegQ through the real encoder."""
-    forms = {"float": images, "png": codecs.png(images)} | {f"jpeg{q}": codecs.jpeg(images, q) for q in qualities}
-    return {name: margins(forward, form, compute) for name, form in forms.items()}
+def _stored(images: np.ndarray, qualities: Sequence[int]) -> dict[str, np.ndarray]:
+    """Form -> images: float as attacked, png, and jpegQ through the real encoder."""
+    return {"float": images, "png": codecs.png(images)} | {f"jpeg{q}": codecs.jpeg(images, q) for q in qualities}
+
+
+def _over(stored: dict[str, dict[str, np.ndarray]], look: Callable[[np.ndarray], Any]) -> dict[str, dict[str, Any]]:
+    return {kind: {form: look(images) for form, images in forms.items()} for kind, forms in stored.items()}
 
 
 def _untouched(data: ImageSet, i: int, margin: np.ndarray) -> Row:
@@ -169,8 +182,9 @@ def _row(data: ImageSet, i: int, one: AttackResult, said: dict[str, dict[str, fl
     }
 
 
-def _each(forms: dict[str, np.ndarray], k: int) -> dict[str, float]:
-    return {form: float(margin[k]) for form, margin in forms.items()}
+def _at(tree: Any, k: int) -> Any:
+    """Nested dicts of arrays (B,) -> the same of the numbers in place k."""
+    return {key: _at(value, k) for key, value in tree.items()} if isinstance(tree, dict) else float(tree[k])
 
 
 def _of(result: AttackResult, k: int) -> AttackResult:

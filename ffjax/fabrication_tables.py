@@ -1,0 +1,349 @@
+"""What `experiments.huang_iap` prints and draws: one table a question, and under each a line that says which claim of
+Huang et al. (ICIP 2020) it bears on, and whether that held here. Shares and means in per cent with 95 % intervals."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from ffjax import figures, masks
+from ffjax.fabrication import ACTIVATED, ALONE, SIDES, Cell, Victim
+from ffjax.individual import KINDS
+from ffjax.metrics import Estimate
+
+Found = Mapping[str, Mapping[str, Any]]
+"""Cell's name -> fakes, reals -> fabrication.measured."""
+UNKNOWN = "Published figures: not found (neither paper nor code gives any that could be read)."
+VERDICT = "wrong"
+NAMES = {"fakes": "fakes called real", "reals": "reals called fake"}
+IN_MASKS = ("iou_true", "iou_wanted", "pixels_true", "pixels_wanted", "area", "wrong", "shown", "both")
+HEADS = (
+    "IoU true",
+    "IoU wanted",
+    "pixels true",
+    "pixels wanted",
+    "area",
+    "verdict wrong",
+    "mask shown",
+    "both at once",
+)
+
+
+def show(console: Console, cells: Sequence[Cell], found: Found, competent: bool) -> dict[str, str]:
+    """Every table that has cells, each with its line; table -> the line. Where the detector's clean masks fall short,
+    every heading says so."""
+    head = "" if competent else "detector not competent: "
+    lines = {}
+    for part, draw in TABLES.items():
+        table, line = draw(cells, found)
+        if table.row_count:
+            table.title = head + str(table.title)
+            console.print(table)
+            console.print(escape(line) + "\n", highlight=False, soft_wrap=True)
+            lines[part] = line
+    return lines
+
+
+def show_clean(console: Console, clean: Mapping[str, Mapping[str, Estimate]], victim: Victim, least: float) -> bool:
+    """What the detector does unattacked, set by set and on all that is attacked; whether its masks overlap the true
+    ones by `least` there."""
+    names = {"clean_balanced_accuracy": "balanced accuracy", "clean_mask_iou": "mask IoU of fakes"}
+    names["clean_disagree"] = "heads disagree"
+    table = Table("set", "images", *names.values(), title="0. The detector on clean test images")
+    for name, found in clean.items():
+        table.add_row(name, str(found["clean_accuracy"].n), *(_told(found[key]) for key in names))
+    console.print(table)
+    said = f"a verdict alone is pushed to a margin of {victim.confidence:.2f} (loss activation: at most {ACTIVATED}); "
+    said += "a mask says fake above "
+    said += f"{100 * victim.least:.1f} % of the image."
+    console.print(f"Tuned on validation images: {said}", highlight=False, soft_wrap=True)
+    iou = clean["attacked"]["clean_mask_iou"]
+    competent = iou.value >= least
+    words = "competent" if competent else "detector not competent"
+    console.print(f"Clean mask IoU {iou.value:.3f} of {iou.n} fakes, {least} is asked: {words}.\n", highlight=False)
+    return competent
+
+
+def _verdict(cells: Sequence[Cell], found: Found) -> tuple[Table, str]:
+    kinds = [f"{NAMES[side]}: {kind}" for side in NAMES for kind in KINDS]
+    table = _table("1. The verdict fabricated: called wrongly, of those called rightly (n)", "loss", "eps/255", "T")
+    for column in ("n", *kinds[:3], "n", *kinds[3:]):
+        table.add_column(column)
+    chosen = _of(cells, "verdict")
+    for cell in chosen:
+        sides = [_told_kinds(found[cell.name][side]) for side in NAMES]
+        table.add_row(cell.loss, f"{cell.eps:g}", str(cell.steps), *sides[0], *sides[1])
+    told = [_rise(found, cell, side, VERDICT) for cell in chosen for side in NAMES]
+    best = [
+        f"{NAMES[side]} {_points(gain)} (eps {cell.eps:g}, T {cell.steps}, {cell.loss})"
+        for side in NAMES
+        for cell, gain in [_best(chosen, lambda c, side=side: _rise(found, c, side, VERDICT))]
+        if gain
+    ]
+    line = f"Claim: individual perturbations fabricate the verdict. {_held(told)} Largest gains over noise of the same "
+    return table, line + f"size: {'; '.join(best)}. {UNKNOWN}"
+
+
+def _mask(cells: Sequence[Cell], found: Found) -> tuple[Table, str]:
+    table = _table(
+        "2. The mask fabricated: mask attacked alone", "images", "wanted", "eps/255", "n", "shown as", *HEADS
+    )
+    chosen = _of(cells, "mask")
+    for cell in chosen:
+        told = found[cell.name][cell.side]
+        for kind in KINDS if told["n"] else ():
+            first = kind == KINDS[0]
+            start = (cell.side, str(cell.target), f"{cell.eps:g}", str(told["n"])) if first else ("",) * 4
+            table.add_row(*start, kind, *_row(told, kind, IN_MASKS), end_section=kind == KINDS[-1])
+    gains = {cell: _rise(found, cell, cell.side, "iou_wanted") for cell in chosen}
+    best, worst = (_best(chosen, lambda c, sign=sign: gains[c], sign) for sign in (1, -1))
+    line = (
+        f"Claim: individual perturbations fabricate the mask. {_held(list(gains.values()), 'IoU with the wanted mask')}"
+    )
+    for word, (cell, gain) in (("Most", best), ("least", worst)):
+        line += f" {word}: {cell.side} to {cell.target} {_points(gain)} at eps {cell.eps:g};" if gain else ""
+    reached = [found[c.name][c.side]["is"]["attacked"]["float"]["shown"].value for c in chosen if gains[c]]
+    most = f" 9 of 10 pixels as wanted on {100 * min(reached):.0f} to {100 * max(reached):.0f} % of images." * bool(
+        reached
+    )
+    return table, f"{line}{most} {UNKNOWN}"
+
+
+def _joint(cells: Sequence[Cell], found: Found) -> tuple[Table, str]:
+    heads = ("verdict wrong", "IoU wanted", "pixels wanted", "area", "mask shown", "both at once", "front")
+    table = _table(
+        "3. Verdict and mask together: weight of the mask", "images", "wanted", "eps/255", "n", "weight", *heads
+    )
+    lines = []
+    for (side, target, eps), sweep in sweeps(cells, found).items():
+        told = [found[cell.name][side] for cell in sweep]
+        for kind in KINDS[:2]:
+            table.add_row(side, target, f"{eps:g}", str(told[0]["n"]), kind, *_row(told[0], kind, IN_JOINT), "")
+        for cell, one, on in zip(sweep, told, front(found, sweep), strict=True):
+            weight = _weight(cell)
+            marked = "on it" if on else ""
+            table.add_row(side, target, f"{eps:g}", str(one["n"]), weight, *_row(one, "attacked", IN_JOINT), marked)
+        table.add_section()
+        both = [one["is"]["attacked"]["float"]["both"] for one in told]
+        best = int(np.argmax([e.value for e in both]))
+        alone = [_said(e) for cell, e in zip(sweep, both, strict=True) if cell.weight in (0, ALONE)]
+        lines.append(f"{side} to {target} {_said(both[best])} % ({_weight(sweep[best])}; alone {', '.join(alone)} %)")
+    expected = "No claim of the paper; expected (our inference): only an attack on both makes both heads lie."
+    return table, f"{expected} Both at once, at the best weight and with either attacked alone: {'; '.join(lines)}."
+
+
+IN_JOINT = ("wrong", "iou_wanted", "pixels_wanted", "area", "shown", "both")
+
+
+def _gate(cells: Sequence[Cell], found: Found) -> tuple[Table, str]:
+    heads = (
+        "IoU wanted, its own gate",
+        "IoU wanted, as deployed",
+        "area",
+        "verdict wrong",
+        "mask shown",
+        "both at once",
+    )
+    table = _table("4. The gate in the attacker's hands", "images", "attacked", "wanted", "n", "shown, or gate", *heads)
+    scenes: dict[tuple, dict[str, Estimate]] = {}
+    for cell in _of(cells, "gate"):
+        told, attacked = (
+            found[cell.name][cell.side],
+            "mask" if cell.weight == ALONE else f"both, weight {cell.weight:g}",
+        )
+        scene = (cell.side, attacked, str(cell.target))
+        if not told["n"]:
+            continue
+        if scene not in scenes:
+            for kind in KINDS[:2]:
+                table.add_row(*scene, str(told["n"]), f"{kind} images", "", *_row(told, kind, IN_GATE))
+        own = told.get("own", {}).get("attacked", told["is"]["attacked"]["float"])["iou_wanted"]
+        table.add_row(*scene, str(told["n"]), f"gate: {cell.gate}", _told(own), *_row(told, "attacked", IN_GATE))
+        scenes.setdefault(scene, {})[cell.gate] = told["is"]["attacked"]["float"]["iou_wanted"]
+    lines = [
+        f"{side}, {attacked}, to {target}: {', '.join(f'{gate} {_said(e)}' for gate, e in gates.items())}"
+        for (side, attacked, target), gates in scenes.items()
+    ]
+    what = "IoU with the wanted mask as deployed, by the attacker's gate: "
+    return table, f"No claim of the paper, which does not say how its gate was handled. {what}{'; '.join(lines)}."
+
+
+IN_GATE = ("iou_wanted", "area", "wrong", "shown", "both")
+
+
+def _storage(cells: Sequence[Cell], found: Found) -> tuple[Table, str]:
+    """Of every verdict and mask cell, what is left of it as a file, noise in brackets."""
+    shown = list(_sides([c for c in cells if c.part in ("verdict", "mask")], found))
+    forms = tuple(shown[0][2]["is"]["clean"]) if shown else ()
+    table = _table("5. Survival as a file: attacked (noise)", "images", "attack", "eps/255", "n", "measure", *forms)
+    lost: dict[str, list[float]] = {}
+    for cell, side, told in shown:
+        measure = VERDICT if cell.target is None else "iou_wanted"
+        by_kind = {kind: told["is"][kind] for kind in ("attacked", "noise")}
+        texts = [
+            f"{_told(by_kind['attacked'][f][measure])} ({100 * by_kind['noise'][f][measure].value:.0f})" for f in forms
+        ]
+        attack = cell.target or f"{cell.loss}, T {cell.steps}"
+        words = "verdict wrong" if measure == VERDICT else "IoU wanted"
+        table.add_row(side, attack, f"{cell.eps:g}", str(told["n"]), words, *texts)
+        for form in forms:
+            gain = by_kind["attacked"][form][measure].value - by_kind["noise"][form][measure].value
+            lost.setdefault(form, []).append(gain)
+    means = ", ".join(f"{form} {100 * float(np.mean(gains)):+.0f}" for form, gains in lost.items())
+    return table, f"No claim of the paper, which tests no recompression. Mean gain over noise, in points: {means}."
+
+
+def _disagree(cells: Sequence[Cell], found: Found) -> tuple[Table, str]:
+    table = _table("6. Heads that disagree, a detector that costs nothing", "images", "attacked", "eps/255", "n")
+    for column in ("clean", "noise", "attacked", "attacked, as png", "attacked minus clean"):
+        table.add_column(column)
+    gains: dict[str, list[Estimate]] = {"verdict": [], "mask": [], "joint": []}
+    for cell, side, told in _sides([c for c in cells if c.part in gains], found):
+        at, over = told["is"], told["over"]["clean"]["disagree"]
+        values = [at[kind]["float"]["disagree"] for kind in KINDS] + [at["attacked"]["png"]["disagree"]]
+        what = {"verdict": f"verdict, {cell.loss}, T {cell.steps}", "mask": f"mask, {cell.target}"}
+        attack = what.get(cell.part, f"both, {cell.target}, {_weight(cell)}")
+        table.add_row(side, attack, f"{cell.eps:g}", str(told["n"]), *map(_told, values), _points(over))
+        if cell.part != "joint" or cell.weight not in (0, ALONE):
+            gains[cell.part].append(over)
+    seen = [
+        f"{part} attacks: more than clean on {sum(e.low > 0 for e in found)} of {len(found)}, largest "
+        f"{_points(max(found, key=lambda e: e.value))}"
+        for part, found in gains.items()
+        if found
+    ]
+    return table, f"No claim of the paper; expected (our inference): a lone attack shows. {'; '.join(seen)}."
+
+
+TABLES: dict[str, Callable[[Sequence[Cell], Found], tuple[Table, str]]] = {
+    "verdict": _verdict,
+    "mask": _mask,
+    "joint": _joint,
+    "gate": _gate,
+    "storage": _storage,
+    "disagree": _disagree,
+}
+
+
+def sweeps(cells: Sequence[Cell], found: Found) -> dict[tuple[str, str, float], list[Cell]]:
+    """(side, target, eps) -> its joint cells in order of weight; those without an image left out."""
+    groups: dict[tuple[str, str, float], list[Cell]] = {}
+    for cell in sorted(_of(cells, "joint"), key=lambda c: c.weight):
+        if found[cell.name][cell.side]["n"]:
+            groups.setdefault((cell.side, str(cell.target), cell.eps), []).append(cell)
+    return groups
+
+
+def front(found: Found, sweep: Sequence[Cell]) -> np.ndarray:
+    """(N,) bool: on the Pareto front of verdicts turned and IoU with the wanted mask."""
+    told = [found[cell.name][cell.side]["is"]["attacked"]["float"] for cell in sweep]
+    return masks.front(np.array([[one["wrong"].value, one["iou_wanted"].value] for one in told]))
+
+
+def front_figure(cells: Sequence[Cell], found: Found, competent: bool) -> Figure:
+    """A panel a sweep: verdicts turned over IoU with the wanted mask, the weight at each point, the front joined."""
+    groups = sweeps(cells, found)
+    fig = Figure(figsize=(5.6 * max(1, len(groups)), 5), layout="constrained")
+    axes = fig.subplots(1, max(1, len(groups)), squeeze=False)[0]
+    for ax, ((side, target, eps), sweep) in zip(axes, groups.items(), strict=False):
+        told = [found[cell.name][side] for cell in sweep]
+        for kind, colour in (("clean", "clean"), ("noise", "noise")):
+            _cross(ax, told[0]["is"][kind]["float"], figures.COLOURS[colour], figures.MARKERS[colour], kind)
+        words: dict[tuple[float, float], list[str]] = {}
+        for one, cell in zip(told, sweep, strict=True):
+            at = one["is"]["attacked"]["float"]
+            _cross(ax, at, figures.COLOURS["uap"], figures.MARKERS["uap"], "attacked" if cell is sweep[0] else None)
+            word = {0: "verdict", ALONE: "mask"}.get(cell.weight, f"{cell.weight:g}")
+            words.setdefault((round(at["iou_wanted"].value, 2), round(at["wrong"].value, 2)), []).append(word)
+        for point, found_there in words.items():
+            ax.annotate(", ".join(found_there), point, (4, 5), textcoords="offset points", size=9, rotation=25)
+        edge = np.array([
+            [one["is"]["attacked"]["float"][name].value for name in ("iou_wanted", "wrong")]
+            for one, on in zip(told, front(found, sweep), strict=True) if on
+        ])  # fmt: skip
+        edge = edge[np.argsort(edge[:, 0])]
+        ax.plot(edge[:, 0], edge[:, 1], color=figures.COLOURS["uap"], lw=1.5, alpha=0.5, zorder=1)
+        ax.set_title(f"{side} to {target}, eps {eps:g}/255, n = {told[0]['n']}")
+        ax.set_xlabel("mean IoU with the wanted mask")
+        ax.set_ylabel(NAMES[side])
+        ax.set_xlim(-0.04, 1.2)
+        ax.set_ylim(-0.04, 1.2)
+        ax.grid(True)
+        ax.legend(loc="center", fontsize=9)
+    head = "" if competent else "detector not competent: "
+    fig.suptitle(f"{head}Verdict and mask attacked together, by the weight of the mask", x=0.01, ha="left", size=12)
+    return fig
+
+
+def _cross(ax: Any, at: Mapping[str, Estimate], colour: str, marker: str, label: str | None) -> None:
+    x, y = at["iou_wanted"], at["wrong"]
+    ax.hlines(y.value, x.low, x.high, color=colour, lw=1)
+    ax.vlines(x.value, y.low, y.high, color=colour, lw=1)
+    ax.plot([x.value], [y.value], marker, color=colour, ms=6, ls="", label=label)
+
+
+def _table(title: str, *columns: str) -> Table:
+    return Table(*columns, title=title)
+
+
+def _of(cells: Sequence[Cell], part: str) -> list[Cell]:
+    return [cell for cell in cells if cell.part == part]
+
+
+def _sides(cells: Sequence[Cell], found: Found) -> Iterator[tuple[Cell, str, Mapping[str, Any]]]:
+    """Each cell once a class that it has images of."""
+    for cell in cells:
+        for side in NAMES:
+            if set(SIDES[side]) <= set(SIDES[cell.side]) and found[cell.name][side]["n"]:
+                yield cell, side, found[cell.name][side]
+
+
+def _row(told: Mapping[str, Any], kind: str, measures: Sequence[str]) -> list[str]:
+    return [_told(told["is"][kind]["float"][name]) for name in measures]
+
+
+def _told_kinds(told: Mapping[str, Any]) -> list[str]:
+    if not told["n"]:
+        return ["0", "", "", ""]
+    return [str(told["n"]), *(_told(told["is"][kind]["float"][VERDICT]) for kind in KINDS)]
+
+
+def _rise(found: Found, cell: Cell, side: str, measure: str) -> Estimate | None:
+    told = found[cell.name][side]
+    return told["over"]["noise"][measure] if told["n"] else None
+
+
+def _best(cells: Sequence[Cell], gain: Callable[[Cell], Estimate | None], sign: int = 1) -> tuple[Any, Any]:
+    """The cell of the largest gain (sign -1: the smallest), and it; of equals the first."""
+    known = [(cell, e) for cell in cells if (e := gain(cell)) is not None]
+    return max(known, key=lambda pair: sign * pair[1].value) if known else (None, None)
+
+
+def _held(gains: Sequence[Estimate | None], what: str = "wrong verdicts") -> str:
+    """In how many cells the interval of the gain over noise lies above nothing."""
+    known = [e for e in gains if e is not None]
+    held = sum(e.low > 0 for e in known)
+    word = "Held" if known and held == len(known) else "Held in part" if held else "Not held"
+    return f"{word}: more {what} than noise in {held} of {len(known)} cells."
+
+
+def _weight(cell: Cell) -> str:
+    return "mask alone" if cell.weight == ALONE else "verdict alone" if cell.weight == 0 else f"weight {cell.weight:g}"
+
+
+def _points(e: Estimate) -> str:
+    return f"{100 * e.value:+.0f} points [{100 * e.low:+.0f}, {100 * e.high:+.0f}]"
+
+
+def _said(e: Estimate) -> str:
+    """In per cent, with its interval."""
+    return f"{100 * e.value:.0f} [{100 * e.low:.0f}, {100 * e.high:.0f}]"
+
+
+def _told(e: Estimate) -> str:
+    """The same for a table, where [nan would be markup."""
+    return escape(_said(e))
