@@ -4,8 +4,10 @@ storage; every figure beside clean images and noise of the same size.
     python -m experiments.attack_eval --detector meso4-a0 --attack pgd --eps 2
 
 `--attack auto` runs the parameter-free ensemble, each member on what still stands, and prints the signs of robustness
-that is none. Killed and started again it goes on after the last batch in OUT/ledger.jsonl. Cost: seconds to minutes on
-2 CPU cores. Result: OUT/results.json, OUT/ledger.jsonl (one line an image)
+that is none. Killed and started again it goes on after the last batch in OUT/ledger.jsonl, and inside a batch after the
+last compute.snapshot steps of its attack (OUT/underway, removed when the batch is in the ledger). Cost: seconds to
+minutes on 2 CPU cores. Result: OUT/results.json, OUT/ledger.jsonl (one line an image; seconds are those of the last
+start)
 """
 
 from dataclasses import dataclass, field
@@ -52,6 +54,9 @@ class Config:
     """Test images per class, at most."""
     jpeg: tuple[int, ...] = (95, 90, 75, 50)
     """Qualities at which results are called again."""
+    effort: int = 8
+    """Standing images on which a gradient attack inside a bound is tried again, with twice the steps and without the
+    bound, for signs that it failed; 0 for none."""
     save: bool = False
     """Whether attacked images are written, as 8-bit PNG."""
     seed: int = 0
@@ -65,6 +70,8 @@ def main(cfg: Config) -> None:
     console.print(f"ffjax: {cfg.attack} on {cfg.detector} -> {cfg.out}", highlight=False)
     run.check(cfg.out, cfg)
     _check(cfg)
+    plan = Plan(cfg.attack, cfg.norm, parse_options(cfg.options), cfg.loss, 0.0, cfg.restarts, cfg.smallest, cfg.grid)
+    campaign.check(plan)
     loaded = detectors.load(cfg.detector)
     size = loaded.detector.shape[0]
     network = study.networks([loaded], size)[loaded.name]
@@ -73,35 +80,35 @@ def main(cfg: Config) -> None:
         held = sets.load(cfg.data, "validation", size) if cfg.threshold == "calibrated" else None
     (data,) = tests.values()
     threshold = 0.0 if held is None else campaign.calibrated(network.forward, held, cfg.compute)
-    options = parse_options(cfg.options)
-    plan = Plan(cfg.attack, cfg.norm, options, cfg.loss, threshold, cfg.restarts, cfg.smallest, cfg.grid)
-    broken_by: dict[int, str] = {}
-    attack, noise = campaign.runners(
-        plan, network.forward, cfg.compute, lambda name, ids: broken_by.update(dict.fromkeys(ids.tolist(), name))
-    )
+    plan = plan._replace(threshold=threshold)
+    eps = cfg.eps / 255 if cfg.norm == "linf" else cfg.eps
     folder = run.open_run(cfg.out, cfg)
     study.check_inputs(folder, {loaded.name: network}, {"test": tests})
     for warning in study.save_networks(folder, [loaded]):
         console.print(f"[yellow]warning:[/] {warning}", highlight=False)
     with stage(console, cfg.attack, len(data.labels), "images") as tell:
+        job = campaign.job(plan, network.forward, cfg.compute, folder.folder, tell)
         rows = individual.attack(
             folder / "ledger.jsonl",
             data,
             network.forward,
-            attack,
-            noise,
-            cfg.eps / 255 if cfg.norm == "linf" else cfg.eps,
+            job.attack,
+            job.noise,
+            eps,
             minimal=campaign.minimal(plan),
             threshold=threshold,
             qualities=cfg.jpeg,
             seed=cfg.seed,
             compute=cfg.compute,
-            note=lambda i: {"by": broken_by[i]} if i in broken_by else {},
+            note=job.note,
             keep=campaign.saver(folder.folder / "images") if cfg.save else lambda ids, result: None,
-            tell=tell,
+            tell=job.tell,
         )
+        job.tell(len(rows), "")  # a kill right after the last batch has left its snapshots
     found = individual.summary(rows, threshold)
-    flags = campaign.flags(plan, network.forward, data, rows, cfg.compute)
+    with step(console, "looking for signs of robustness that is none"):
+        flags = campaign.flags(plan, network.forward, data, rows, cfg.compute)
+        flags |= campaign.effort(plan, network.forward, data, rows, cfg.compute, eps, cfg.seed, cfg.effort)
     run.write_json(folder / "results.json", found | {"threshold": threshold, "flags": flags})
     campaign.show(console, found, flags)
 
@@ -109,6 +116,8 @@ def main(cfg: Config) -> None:
 def _check(cfg: Config) -> None:
     if cfg.eps < 0:
         raise InputError(f"eps: must not be negative, got {cfg.eps:g}")
+    if cfg.effort < 0:
+        raise InputError(f"effort: must not be negative, got {cfg.effort}")
     wrong = [quality for quality in cfg.jpeg if not 1 <= quality <= 100]
     if wrong:
         raise InputError(f"jpeg: qualities are whole numbers from 1 to 100, got {wrong[0]}")

@@ -6,7 +6,7 @@ Restarts, ensembles and the search for the smallest bound are functions from run
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, TypeVar, get_args, get_origin
+from typing import Any, Literal, NamedTuple, TypeVar, get_args, get_origin
 
 import numpy as np
 
@@ -24,11 +24,34 @@ Runner = Callable[[Batch, np.ndarray, int], AttackResult]
 Watch = Callable[[int, int, int], None]
 """(steps done, steps in all, rows still at work), after each chunk."""
 
+
+class Stage(NamedTuple):
+    """One run of one process, as an earlier start may have left it. found: its result, if that start came so far.
+    restore, save: for engine.run. finish(result): what comes of it."""
+
+    found: AttackResult | None = None
+    restore: Callable[[Any], tuple[int, Any]] = lambda state: (0, state)
+    save: Callable[[int, Any], None] | None = None
+    finish: Callable[[AttackResult], None] = lambda result: None
+
+
+Keep = Callable[[Batch, np.ndarray, int], Stage]
+"""(batch, eps (B,), seed) -> the stage that these begin or take up again."""
+
 TOLERANCE = 1e-5
 """By how much, relatively, rounding may take a distance past its bound."""
 
 APART = 1 << 20
 """Between the seeds of restarts, so that no restart of one seed is the first attempt of the next."""
+
+
+def unwatched(done: int, steps: int, active: int) -> None:
+    """Nobody looks."""
+
+
+def unkept(batch: Batch, eps: np.ndarray, seed: int) -> Stage:
+    """Nothing is kept."""
+    return Stage()
 
 
 def named(
@@ -39,9 +62,24 @@ def named(
     compute: Compute,
     options: Mapping[str, Any] | None = None,
     grid: bool = False,
+    watch: Watch = unwatched,
+    keep: Keep = unkept,
 ) -> Runner:
-    """The attack of that name in ATTACKS, held to its bound. goal: what it is after, for the loss that its entry names.
-    grid: its images are brought to the 8-bit grid (attacks.lattice). InputError: no such attack, norm or option."""
+    """The attack of that name in ATTACKS, held to its bound. watch, keep: as of `once`. The other arguments and
+    InputError as `built`."""
+    runner = once(built(name, norm, goal, options, grid), forward, compute, watch, keep)
+    return within(runner) if ATTACKS[name].bound == "minimal" else runner
+
+
+def built(
+    name: str,
+    norm: str,
+    goal: Callable[[str], Goal],
+    options: Mapping[str, Any] | None = None,
+    grid: bool = False,
+) -> Process:
+    """The process of that name in ATTACKS. goal: what it is after, for the loss that its entry names. grid: its images
+    are brought to the 8-bit grid (attacks.lattice). InputError: no such attack, norm or option."""
     if name not in ATTACKS:
         raise InputError(f"unknown attack {name!r}; known: {', '.join(ATTACKS)}")
     entry = ATTACKS[name]
@@ -49,11 +87,10 @@ def named(
         raise InputError(f"{name} knows no {norm}; it knows {', '.join(entry.norms)}")
     aim = goal(entry.loss)
     process = entry.build(aim, norm, **_options(name, options or {}))
-    if grid:
-        guide = "gradient" if entry.needs == "gradients" else "displacement"
-        process = on_grid(process, aim, norm, bound=entry.bound, guide=guide)
-    runner = once(process, forward, compute)
-    return within(runner) if entry.bound == "minimal" else runner
+    if not grid:
+        return process
+    guide = "gradient" if entry.needs == "gradients" else "displacement"
+    return on_grid(process, aim, norm, bound=entry.bound, guide=guide)
 
 
 def _options(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -69,15 +106,20 @@ def _options(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     return options
 
 
-def once(
-    process: Process, forward: Forward, compute: Compute, watch: Watch = lambda done, steps, active: None
-) -> Runner:
-    """One process over batches of at most compute.batch rows."""
+def once(process: Process, forward: Forward, compute: Compute, watch: Watch = unwatched, keep: Keep = unkept) -> Runner:
+    """One process over batches of at most engine.capacity rows. watch: told after each chunk. keep: where snapshots of
+    each run go, so that one that was cut goes on, and one that was through is not run again."""
 
     def run(batch: Batch, eps: np.ndarray, seed: int) -> AttackResult:
-        return engine.run(
-            process, forward, batch, eps, seed, compute, watch=lambda done, left: watch(done, process.steps, left)
-        )
+        stage = keep(batch, eps, seed)
+        if stage.found is not None:
+            return stage.found
+        result = engine.run(
+            process, forward, batch, eps, seed, compute, restore=stage.restore, save=stage.save,
+            watch=lambda done, left: watch(done, process.steps, left),
+        )  # fmt: skip
+        stage.finish(result)
+        return result
 
     return run
 

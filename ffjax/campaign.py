@@ -1,18 +1,20 @@
 """From what a user asks for by name to runners: the attack, its baseline, and the threshold that both are held to."""
 
+import inspect
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from ffjax import attempts, goals, individual, metrics, sanity
+from ffjax import attempts, balls, engine, goals, individual, ledger, metrics, sanity, underway
 from ffjax.attacks import ATTACKS
-from ffjax.attempts import Runner
+from ffjax.attempts import Keep, Runner, Watch
 from ffjax.data import codecs
 from ffjax.engine import Compute
 from ffjax.errors import InputError
@@ -41,7 +43,7 @@ class Plan(NamedTuple):
 
 
 def check(plan: Plan) -> None:
-    """InputError for what no detector could be attacked with."""
+    """InputError for what no detector could be attacked with; as `attempts.built` for what is not known."""
     if plan.attack == "auto" and (plan.options or plan.loss != "published" or plan.smallest):
         raise InputError("attack auto has no options, loss or search: it is the ensemble without parameters")
     if plan.attack in ATTACKS and ATTACKS[plan.attack].bound == "minimal" and (plan.smallest or plan.restarts > 1):
@@ -51,6 +53,10 @@ def check(plan: Plan) -> None:
     for name, value, least in (("restarts", plan.restarts, 1), ("smallest", plan.smallest, 0)):
         if value < least:
             raise InputError(f"{name}: must be at least {least}, got {value}")
+    if plan.attack != "auto":
+        attempts.built(plan.attack, plan.norm, partial(_goal, plan), plan.options, plan.grid)
+    elif not _members(plan):
+        raise InputError(f"attack auto knows no {plan.norm}")
 
 
 def minimal(plan: Plan) -> bool:
@@ -58,23 +64,69 @@ def minimal(plan: Plan) -> bool:
     return plan.smallest > 0 or (plan.attack in ATTACKS and ATTACKS[plan.attack].bound == "minimal")
 
 
+class Job(NamedTuple):
+    """A plan at work in a run folder. attack, noise: the runners. note(i): for the ledger, which member of an ensemble
+    broke image i. tell(done, note): so many images are in the ledger, and what was under way is over."""
+
+    attack: Runner
+    noise: Runner
+    note: Callable[[int], Row]
+    tell: Callable[[int, str], None]
+
+
+def job(plan: Plan, forward: Forward, compute: Compute, folder: Path, tell: Callable[[int, str], None]) -> Job:
+    """The runners of a plan, for individual.attack on folder/ledger.jsonl. In folder/underway lie snapshots of the
+    batch that is being attacked (see underway.stage), until it is in the ledger; tell also hears of every chunk of
+    steps inside a batch. InputError as `runners`."""
+    broken_by: dict[int, str] = {}
+    said = [(len(ledger.read(folder / "ledger.jsonl")), "")]
+
+    def watch(name: str) -> Watch:
+        def chunk(done: int, steps: int, active: int) -> None:
+            tell(said[0][0], f"{said[0][1]} {name}: step {done} of {steps}, {active} at work".lstrip())
+
+        return chunk
+
+    def keep(name: str) -> Keep:
+        settings = (plan, name, engine.capacity(compute))
+        return partial(underway.stage, folder / "underway", settings)
+
+    def over(done: int, note: str) -> None:
+        underway.clear(folder / "underway")
+        said[0] = done, f"{note};" if note else ""
+        tell(done, note)
+
+    attack, noise = runners(
+        plan, forward, compute, lambda name, ids: broken_by.update(dict.fromkeys(ids.tolist(), name)), watch, keep
+    )
+    return Job(attack, noise, lambda i: {"by": broken_by[i]} if i in broken_by else {}, over)
+
+
 def runners(
-    plan: Plan, forward: Forward, compute: Compute, broken: Callable[[str, np.ndarray], None]
+    plan: Plan,
+    forward: Forward,
+    compute: Compute,
+    broken: Callable[[str, np.ndarray], None],
+    watch: Callable[[str], Watch] = lambda name: attempts.unwatched,
+    keep: Callable[[str], Keep] = lambda name: attempts.unkept,
 ) -> tuple[Runner, Runner]:
-    """The attack, and noise of its norm. broken(name, ids): called as members of an ensemble break images. InputError
-    as `attempts.named`, and as `check`."""
+    """The attack, and noise of its norm. broken(name, ids): called as members of an ensemble break images. watch, keep:
+    name of the attack -> what attempts.once takes; the noise goes without. InputError as `check`."""
     check(plan)
-    goal = partial(_goal, plan)
-    build = partial(attempts.named, norm=plan.norm, goal=goal, forward=forward, compute=compute, grid=plan.grid)
+    build = partial(
+        attempts.named, norm=plan.norm, goal=partial(_goal, plan), forward=forward, compute=compute, grid=plan.grid
+    )
     if plan.attack == "auto":
-        members = {name: build(name) for name in AUTO if plan.norm in ATTACKS[name].norms}
-        if not members:
-            raise InputError(f"attack auto knows no {plan.norm}")
+        members = {name: build(name, watch=watch(name), keep=keep(name)) for name in _members(plan)}
         return attempts.ensemble(members, broken), build("noise")
-    attack = build(plan.attack, options=plan.options)
+    attack = build(plan.attack, options=plan.options, watch=watch(plan.attack), keep=keep(plan.attack))
     if plan.restarts > 1:
         attack = attempts.restarts(attack, plan.restarts)
     return (attempts.smallest(attack, plan.smallest) if plan.smallest else attack), build("noise")
+
+
+def _members(plan: Plan) -> list[str]:
+    return [name for name in AUTO if plan.norm in ATTACKS[name].norms]
 
 
 def _goal(plan: Plan, loss: str) -> Goal:
@@ -93,15 +145,50 @@ def calibrated(forward: Forward, held: ImageSet, compute: Compute) -> float:
 
 def flags(plan: Plan, forward: Forward, data: ImageSet, rows: Sequence[Row], compute: Compute) -> dict[str, str]:
     """Signs of robustness that is none, of the detector on the first images and of what the attack left standing."""
-    first = slice(0, compute.batch)
-    ids = np.arange(len(data.labels))[first].astype(np.int32)
-    batch = Batch(codecs.to_float(data.images[first]), data.labels[first].astype(np.int32), ids)
-    found = sanity.of_forward(forward, _goal(plan, "margin"), batch)
+    found = sanity.of_forward(
+        forward, _goal(plan, "margin"), _batch(data, np.arange(len(data.labels))[: compute.batch])
+    )
     tried = [row for row in rows if "success" in row]
     if tried:
         found |= sanity.of_rows(tried)
     blind = [name for name in AUTO if ATTACKS[name].needs != "gradients"]
     return found | sanity.of_ensemble(Counter(row["by"] for row in tried if "by" in row), blind)
+
+
+def effort(
+    plan: Plan,
+    forward: Forward,
+    data: ImageSet,
+    rows: Sequence[Row],
+    compute: Compute,
+    eps: float,
+    seed: int,
+    most: int,
+) -> dict[str, str]:
+    """More such signs, from attacking again `most` of the images that stand: sanity.of_effort and of_path.
+
+    By the plan's attack from one start, off the grid; of the ensemble by APGD on the margin. Only attacks that climb a
+    gradient inside a bound can be tried so: of others, and where nothing stands, there is nothing to tell.
+    """
+    name, options = ("apgd", {}) if plan.attack == "auto" else (plan.attack, plan.options)
+    entry = ATTACKS[name]
+    ids = np.array([row["id"] for row in rows if not row.get("success", True)], int)[
+        : min(most, engine.capacity(compute))
+    ]
+    if name == "noise" or entry.bound != "fixed" or entry.needs != "gradients" or not len(ids):
+        return {}
+    goal, batch = partial(_goal, plan), _batch(data, ids)
+    process, longer = attempts.built(name, plan.norm, goal, options), None
+    if "steps" in inspect.signature(entry.build).parameters:
+        twice = attempts.built(name, plan.norm, goal, {**options, "steps": 2 * process.steps})
+        longer = attempts.once(twice, forward, compute)
+    full = float(balls.BALLS[plan.norm](1.0).norm(jnp.ones(data.images.shape[1:])))
+    found = sanity.of_effort(attempts.once(process, forward, compute), longer, batch, eps, full, seed)
+    return found | sanity.of_path(process, goal(entry.loss), forward, batch, eps, seed, compute)
+
+
+def _batch(data: ImageSet, ids: np.ndarray) -> Batch:
+    return Batch(codecs.to_float(data.images[ids]), data.labels[ids].astype(np.int32), ids.astype(np.int32))
 
 
 def saver(folder: Path) -> Callable[[np.ndarray, AttackResult], None]:
@@ -116,13 +203,21 @@ def saver(folder: Path) -> Callable[[np.ndarray, AttackResult], None]:
 
 
 def show(console: Console, found: Mapping[str, Any], flags: Mapping[str, str]) -> None:
-    """The table at the end of a run: shares called wrongly, clean, with noise and attacked, by how images were
-    stored."""
+    """The table at the end of a run: shares called wrongly, clean, with noise and attacked, by how images were stored;
+    then the accuracies, the robust one with the name of every flag on its own line, and what each flag says."""
     counts = found["counts"]
     told = f"{counts['attacked']} of {counts['images']} images were called rightly, and attacked"
     console.print(told, highlight=False)
-    if not counts["attacked"]:
-        return
+    if counts["attacked"]:
+        _show_attacked(console, found)
+    raised = f" [bold red](flagged: {', '.join(flags)})[/]" if flags else ""
+    told = f"{_told(found['clean_accuracy'])} % clean, {_told(found['robust_accuracy'])} % under attack{raised}"
+    console.print(f"accuracy on all {counts['images']}: {told}", highlight=False, soft_wrap=True)
+    for name, told in flags.items():
+        console.print(f"[bold red]flag {name}:[/] {told}", highlight=False)
+
+
+def _show_attacked(console: Console, found: Mapping[str, Any]) -> None:
     table = Table(
         "stored as", "clean", "noise", "attacked", "fakes called real", "reals called fake", title="called wrongly (%)"
     )
@@ -135,13 +230,8 @@ def show(console: Console, found: Mapping[str, Any], flags: Mapping[str, str]) -
     distance, cost = found["of_successes"]["distance"], found["cost"]
     if distance:
         console.print(f"distance of successes: median {distance[1]:.4g} ({distance[0]:.4g} to {distance[2]:.4g})")
-    if cost["gradients"] is not None:
-        told = f"{cost['gradients']:.0f} gradients, {cost['queries']:.0f} queries, {cost['seconds']:.3f} s"
-        console.print(f"an image: {told}", highlight=False)
-    told = f"{_told(found['clean_accuracy'])} % clean, {_told(found['robust_accuracy'])} % under attack"
-    console.print(f"accuracy on all {counts['images']}: {told}", highlight=False)
-    for name, told in flags.items():
-        console.print(f"[bold red]flag {name}:[/] {told}", highlight=False)
+    told = f"{cost['gradients']:.0f} gradients, {cost['queries']:.0f} queries, {cost['seconds']:.3f} s"
+    console.print(f"an image: {told}", highlight=False)
 
 
 def _told(e: Estimate | None) -> str:

@@ -66,6 +66,12 @@ def drive(
         yield start, state, infos
 
 
+def capacity(compute: Compute) -> int:
+    """How many rows `run` takes, and pads fewer to: as many as the devices share evenly."""
+    on = devices.mesh(compute.devices).size
+    return -(-max(compute.batch, compute.least * on) // on) * on
+
+
 def run(
     process: Process,
     forward: Forward,
@@ -78,7 +84,7 @@ def run(
     save: Callable[[int, Any], None] | None = None,
     watch: Callable[[int, int], None] = lambda done, active: None,
 ) -> AttackResult:
-    """A process over the rows of a host batch, compute.batch of them or fewer -> its result, on the host.
+    """A process over the rows of a host batch, `capacity` of them or fewer -> its result, on the host.
 
     Rows that are done are dropped: once half are, the others go on in an array of the next smaller power of two.
 
@@ -91,8 +97,7 @@ def run(
       (bit-equal on one CPU device).
     """
     on, count = devices.mesh(compute.devices), len(batch.labels)
-    least = compute.least * on.size
-    size = -(-max(compute.batch, least) // on.size) * on.size
+    least, size = compute.least * on.size, capacity(compute)
     if not 0 < count <= size:
         raise ValueError(f"1 to {size} rows, got {count}")
     padding = np.minimum(np.arange(size), count - 1)

@@ -57,9 +57,9 @@ def check_inputs(folder: Run, networks: dict[str, Source], sets: dict[str, dict[
     """inputs.json: a digest of every detector's weights and every set's images, at the first start; at later ones
     InputError if any has changed, since what an earlier start left would no longer fit. sets: split -> name -> images.
     """
-    found = {f"weights of {name}": _digest(jax.tree.leaves(source.forward)) for name, source in networks.items()}
+    found = {f"weights of {name}": digest(jax.tree.leaves(source.forward)) for name, source in networks.items()}
     for split, data in sets.items():
-        found |= {f"{split} images of {name}": _digest([x.images, x.labels, x.groups]) for name, x in data.items()}
+        found |= {f"{split} images of {name}": digest([x.images, x.labels, x.groups]) for name, x in data.items()}
     path = folder / "inputs.json"
     before = json.loads(path.read_text()) if path.exists() else found
     changed = [name for name in found if before.get(name) != found[name]]
@@ -68,7 +68,7 @@ def check_inputs(folder: Run, networks: dict[str, Source], sets: dict[str, dict[
     run.write_json(path, found)
 
 
-def _digest(arrays: Sequence) -> str:
+def digest(arrays: Sequence) -> str:
     """Of shapes, types and bytes."""
     found = hashlib.sha256()
     for array in map(np.asarray, arrays):

@@ -1,10 +1,14 @@
 """Run by test_devices.py in a process of its own, with as many CPU devices as XLA_FLAGS asks for: the same job on one
 and on all of them. Prints one JSON object: per mode and execution, how far the results lie apart, the collectives in
-the compiled step, and how far the losses of a training lie apart."""
+the compiled step, and how far the losses of a training lie apart.
+
+Given the word `attacks` (by attacks/test_promises.py): of every attack, what of its results differs, and the
+collectives in its compiled step."""
 
 import json
 import re
 import sys
+import tempfile
 
 import jax
 import jax.numpy as jnp
@@ -83,8 +87,62 @@ def training(count: int) -> np.ndarray:
     return np.array(losses)
 
 
+def attacks() -> dict:
+    """Attack -> the fields of its result that differ between one device and all, how far the distances lie apart, how
+    many rows fell, and the collectives of its step.
+
+    Each in its first norm, on 32 rows a device: below some 20 XLA:CPU picks kernels that round otherwise on detectors
+    as small as this.
+    """
+    import cases  # lies in attacks/, which is on the path for this job only
+
+    every, report = len(jax.devices()), {}
+    batch, forward = cases.batch(32 * every), toys.forward()
+    for name, attack in cases.ATTACKS.items():
+        norm = attack.norms[0]
+        process, results = cases.process(name, norm, **FEW.get(name, {})), []
+        for count in (1, every):
+            compute = Compute(batch=32 * every, least=32, chunk=5, devices=count, execution="stepped")
+            results.append(engine.run(process, forward, batch, cases.EPS[norm], 0, compute))
+        one, several = results
+        differ = [field for field in one._fields if not np.array_equal(getattr(one, field), getattr(several, field))]
+        report[name] = {
+            "differ": differ,
+            "apart": apart(one.distance, several.distance),
+            "broken": int(one.success.sum()),
+            "collectives": collectives_of(process, forward, batch, cases.EPS[norm], every),
+        }
+    return {"devices": every, "attacks": report}
+
+
+FEW: dict[str, dict] = {
+    "vmi_fgsm": {"steps": 2},
+    "nes": {"steps": 4},
+    "spsa": {"steps": 3},
+    "cw": {"searches": 2},
+    "boundary": {"steps": 40},
+    "hop_skip_jump": {"steps": 40},
+}
+"""Fewer steps than in cases.SHORT: here nothing has to succeed, only to be the same."""
+
+
+def collectives_of(process, forward, batch, eps, count: int) -> list[str]:
+    rows, on = len(batch.labels), devices.mesh(count)
+    given = devices.split((batch, np.full(rows, eps, np.float32), np.zeros(rows, np.uint32)), on)
+    state = engine._init(process.init, forward, *given)
+    step = engine._informed(process.step)
+    text = engine._one.lower(step, jnp.int32(0), state, None, (forward,)).compile().as_text()
+    return [name for name in COLLECTIVES if re.search(rf" {name}(?:-start)?\(", text)]
+
+
 def main() -> None:
     every = len(jax.devices())
+    if sys.argv[1:] == ["attacks"]:
+        with tempfile.TemporaryDirectory() as kept:  # so that a step whose program is read is not compiled twice
+            jax.config.update("jax_compilation_cache_dir", kept)
+            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+            json.dump(attacks(), sys.stdout)
+        return
     report: dict = {"devices": every, "jobs": {}, "collectives": {}}
     for mode in ("no_data", "range_prior"):
         for execution in ("stepped", "fused"):

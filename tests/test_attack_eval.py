@@ -12,7 +12,7 @@ import pytest
 from ground import lay
 
 from experiments.attack_eval import Config, main
-from ffjax import run
+from ffjax import engine, run
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +36,49 @@ def timeless(out: Path) -> list[dict]:
     return [{k: v for k, v in row.items() if k != "seconds"} for row in sorted(rows, key=lambda row: row["id"])]
 
 
+def killed(given: list[str], cache: Path, when) -> None:
+    """Starts the driver as a process of its own and kills it as soon as when()."""
+    env = os.environ | {"XDG_CACHE_HOME": str(cache / "cache"), "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-m", "experiments.attack_eval", *given]
+    process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL)
+    until = time.monotonic() + 240
+    while not when() and process.poll() is None and time.monotonic() < until:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert process.returncode == -signal.SIGKILL, "it ended before it could be killed"
+
+
+@pytest.mark.slow
+def test_a_job_killed_twice_inside_a_batch_goes_on_from_its_snapshots(ground, tmp_path, monkeypatch):
+    """One batch of some 120 steps and more: nothing of it is in the ledger when the process dies."""
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    more = ["--attack", "cw", "--norm", "l2", "--eps", "9", "--compute.chunk", "10", "--compute.snapshot", "20"]
+    more += ["--options", "searches=2", "inner=400", "abort=0", "rate=0.001", "--compute.batch", "32"]
+    drive(monkeypatch, words(ground, whole, *more))
+    given = words(ground, cut, *more)
+
+    def reached() -> int:
+        steps = [path.name for path in (cut / "underway").glob("*/snapshots/*")]
+        return max([int(name) for name in steps if name.isdigit()], default=0)
+
+    for step in (40, 80):
+        killed(given, tmp_path, lambda step=step: reached() >= step)
+        assert step <= reached() and not (cut / "ledger.jsonl").exists()
+    monkeypatch.setattr(engine, "run", lambda *a, real=engine.run, **k: real(*a, **watched(k, seen)))
+    seen: list[int] = []
+    drive(monkeypatch, given)
+    assert timeless(cut) == timeless(whole) and min(seen) > 80
+    assert not (cut / "underway").exists() and not (whole / "underway").exists()
+
+
+def watched(given: dict, seen: list[int]) -> dict:
+    """engine.run's own words, with the steps of the attack (which alone is saved) noted."""
+    if given.get("save") is None:
+        return given
+    return given | {"watch": lambda done, left: seen.append(done) or given["watch"](done, left)}
+
+
 @pytest.mark.slow
 def test_a_job_killed_between_batches_ends_with_the_rows_of_one_that_was_not(ground, tmp_path, monkeypatch, capsys):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
@@ -43,18 +86,10 @@ def test_a_job_killed_between_batches_ends_with_the_rows_of_one_that_was_not(gro
     told = capsys.readouterr().out
     assert "called wrongly (%)" in told and "under attack" in told
 
-    env = os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache"), "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, "-m", "experiments.attack_eval"]
-    process = subprocess.Popen(
-        [*command, *words(ground, cut, "--attack", "pgd", "--eps", "8", "--save")], env=env, stdout=subprocess.DEVNULL
-    )
-    until = time.monotonic() + 120
-    while not (cut / "ledger.jsonl").exists() and time.monotonic() < until:
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert process.returncode == -signal.SIGKILL and not (cut / "results.json").exists()
-    drive(monkeypatch, words(ground, cut, "--attack", "pgd", "--eps", "8", "--save"))
+    given = words(ground, cut, "--attack", "pgd", "--eps", "8", "--save")
+    killed(given, tmp_path, lambda: (cut / "ledger.jsonl").exists())
+    assert not (cut / "results.json").exists()
+    drive(monkeypatch, given)
 
     assert timeless(cut) == timeless(whole)
     results = [json.loads((out / "results.json").read_text()) for out in (whole, cut)]
@@ -73,6 +108,8 @@ def test_the_ensemble_says_who_broke_what_and_prints_its_flags(ground, tmp_path,
     results = json.loads((tmp_path / "auto" / "results.json").read_text())
     told = capsys.readouterr().out
     assert all(f"flag {name}:" in told for name in results["flags"])
+    (line,) = (line for line in told.splitlines() if "% under attack" in line)
+    assert all(name in line for name in results["flags"])
 
 
 @pytest.mark.parametrize(
@@ -85,6 +122,8 @@ def test_the_ensemble_says_who_broke_what_and_prints_its_flags(ground, tmp_path,
         (["--attack", "cw", "--norm", "l2", "--restarts", "2"], "cw looks for the smallest distance itself"),
         (["--attack", "pgd", "--restarts", "0"], "restarts: must be at least 1, got 0"),
         (["--attack", "pgd", "--eps", "-1"], "eps: must not be negative, got -1"),
+        (["--attack", "auto", "--norm", "l0"], "attack auto knows no l0"),
+        (["--effort", "-1"], "effort: must not be negative, got -1"),
         (["--jpeg", "0"], "jpeg: qualities are whole numbers from 1 to 100, got 0"),
         (["--attack", "cw", "--norm", "l2", "--loss", "ce"], "cw needs the margin"),
     ],

@@ -166,3 +166,8 @@ def test_a_step_without_inputs():
         *_, (_, state, infos) = drive(plain, jnp.float32(0), (), 5, Compute(execution=execution, chunk=5, devices=1))
         assert float(state) == 10.0
         assert infos.tolist() == [0, 0, 1, 3, 6]
+
+
+def test_as_many_rows_fit_as_were_asked_for_or_as_are_kept_at_least():
+    for batch, least, rows in ((32, 8, 32), (5, 8, 8), (33, 8, 33)):
+        assert engine.capacity(Compute(batch=batch, least=least, devices=1)) == rows
