@@ -58,8 +58,9 @@ class Config:
     compute: Compute = field(default_factory=Compute)
 
 
-def main(cfg: Config) -> None:
-    """Trains, selects the epoch on validation AUC, and reports the test splits once, at the end."""
+def main(cfg: Config, by: str = "experiments.train_detector") -> None:
+    """Trains, selects the epoch on validation AUC, and reports the test splits once, at the end. by: the driver whose
+    command line asked for it, as the weights' header will say."""
     console = Console()
     console.print(f"ffjax: training {cfg.arch} on {cfg.data} -> {cfg.out}", highlight=False)
     detector, options = _detector(cfg)
@@ -98,7 +99,7 @@ def main(cfg: Config) -> None:
         "jpeg_history": {name: plain(e) for name, e in history.items()},
         "validation_auc": score,
     }
-    command = "python -m experiments.train_detector " + shlex.join(sys.argv[1:])
+    command = f"python -m {by} " + shlex.join(sys.argv[1:])
     weights.save(folder / "weights.safetensors", best, meta | {"command": command})
     run.write_json(folder / "results.json", meta)
     for name, by_metric in found.items():
