@@ -24,7 +24,7 @@ def fmn(
 ) -> Process:
     """Ascent of the objective inside a ball that shrinks after a success and grows after a failure.
 
-        eps <- ||delta|| + |level - F| / ||grad F||_dual   before any success
+        eps <- max(eps, ||delta||) + |level - F| / ||grad F||_dual   before any success (published: ||delta|| alone)
         eps <- (1 - g_i) eps, at most the best norm        after a success
         eps <- (1 + g_i) eps                               after a failure
         delta <- clip(P_eps(delta + a_i grad / ||grad||_2))
@@ -49,7 +49,9 @@ def fmn(
 
 def _by_distance(norm: str, at: At, eps: Array, share: Array, level: float) -> Array:
     rise = jnp.maximum(DUALS[norm](1.0).norm(at.slope.gradient), TINY)
-    boundary = BALLS[norm](1.0).norm(at.image - at.clean) + nearest.shortfall(at, level) / rise
+    # the box may have cut the last ball short: measured from what it left, eps would stand still before the goal
+    reach = jnp.maximum(eps, BALLS[norm](1.0).norm(at.image - at.clean))
+    boundary = reach + nearest.shortfall(at, level) / rise
     after_failure = jnp.where(jnp.isfinite(at.best), eps * (1 + share), boundary)
     return jnp.where(at.slope.reached, jnp.minimum(eps * (1 - share), at.best), after_failure)
 
