@@ -103,14 +103,16 @@ def compare(
         found = {}
         for who, one in contenders.items():
             answers = [turn[who] for turn in rounds]
-            judgement = judged(forward, task, test, answers[0].images, eps, compute)
-            found[who] = _found(answers, *judgement, one.memory(), bare[who], not slow)
-    broken = {who: np.array(one.pop("broken")) for who, one in found.items()}
+            broken = judged(forward, task, test, answers[0].images, eps, compute)[0]
+            anywhere, distance = judged(forward, task, test, answers[0].images, np.inf, compute)
+            among = distance[anywhere if task.minimal else broken]
+            found[who] = _found(answers, broken, among, one.memory(), bare[who], not slow)
+    fell = {who: np.array(one.pop("broken")) for who, one in found.items()}
     return {
         "attack": task.attack, "norm": task.norm, "options": dict(task.options), "eps": eps,
         "best_peer_on_validation": reached, "images": count, "rows": rows, "contenders": found,
         "ours_minus_peer": {
-            who: paired(broken["ffjax"], broken[who], groups)
+            who: paired(fell["ffjax"], fell[who], groups)
             for who in found if who in PEERS and not found[who]["error"]
         },
     }  # fmt: skip
@@ -173,19 +175,21 @@ def _whole(one: Contender, batch: Batch, eps: float, seed: int, rows: int) -> An
 def _found(
     answers: Sequence[Answer],
     broken: np.ndarray,
-    distance: np.ndarray,
+    among: np.ndarray,
     memory: tuple[float, float],
     bare: float,
     warm: bool,
 ) -> dict[str, Any]:
-    """success: share broken inside the bound. median_distance: of those. rates: images a second, each round.
+    """success: share broken inside the bound. median_distance: of those, or, of an attack after the least distance, of
+    all it broke anywhere (among), which are found. rates: images a second, each round.
     forwards: passes an image. attack_mb: what the attack came to hold over the idle process. gradient_seconds: of one
     bare value-and-gradient of a batch. warm: whether compiling was over before the clock ran."""
     rates = [len(broken) / answer.seconds for answer in answers]
     return {
         "success": float(np.mean(broken)),
         "broken": broken.tolist(),
-        "median_distance": float(np.median(distance[broken])) if broken.any() else None,
+        "found": len(among) / len(broken),
+        "median_distance": float(np.median(among)) if len(among) else None,
         "images_per_second": statistics.median(rates),
         "rates": rates,
         "forwards": answers[0].queries / len(broken),
@@ -209,7 +213,8 @@ def lines(name: str, found: Mapping[str, Any]) -> list[str]:
     for who, one in found["contenders"].items():
         far = "-" if one["median_distance"] is None else f"{one['median_distance']:.4g}"
         told.append(
-            f"  {who:16s} {100 * one['success']:5.1f} % of {found['images']}, median {far:>9s}, "
+            f"  {who:16s} {100 * one['success']:5.1f} % of {found['images']}, "
+            f"median of {100 * one['found']:3.0f} % {far:>9s}, "
             f"{one['images_per_second']:8.2f} images/s{'' if one['warm'] else ' with compiling'}, "
             f"{one['forwards']:7.0f} forwards, {one['attack_mb']:6.0f} MB over idle"
             + (f"  {one['error']}" if one["error"] else "")
