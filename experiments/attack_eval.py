@@ -104,7 +104,6 @@ def main(cfg: Config) -> None:
             keep=campaign.saver(folder.folder / "images") if cfg.save else lambda ids, result: None,
             tell=job.tell,
         )
-        job.tell(len(rows), "")  # a kill right after the last batch has left its snapshots
     found = individual.summary(rows, threshold)
     with step(console, "looking for signs of robustness that is none"):
         flags = campaign.flags(plan, network.forward, data, rows, cfg.compute)
@@ -118,9 +117,7 @@ def _check(cfg: Config) -> None:
         raise InputError(f"eps: must not be negative, got {cfg.eps:g}")
     if cfg.effort < 0:
         raise InputError(f"effort: must not be negative, got {cfg.effort}")
-    wrong = [quality for quality in cfg.jpeg if not 1 <= quality <= 100]
-    if wrong:
-        raise InputError(f"jpeg: qualities are whole numbers from 1 to 100, got {wrong[0]}")
+    individual.check_qualities(cfg.jpeg)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from ffjax import detectors, fabrication, fabrication_plan, figures, published_example, run, study
+from ffjax import detectors, fabrication, fabrication_plan, figures, individual, published_example, run, study
 from ffjax import fabrication_tables as tables
 from ffjax.data import sets
 from ffjax.engine import Compute
@@ -94,9 +94,7 @@ def _check(cfg: Config) -> None:
     fabrication_plan.check(cfg.iap)
     if bool(cfg.detector) == (cfg.published is not None):
         raise InputError("give either --detector ARCHITECTURE:WEIGHTS-FILE or --published FOLDER, for the example")
-    wrong = [quality for quality in cfg.jpeg if not 1 <= quality <= 100]
-    if wrong:
-        raise InputError(f"jpeg: qualities are whole numbers from 1 to 100, got {wrong[0]}")
+    individual.check_qualities(cfg.jpeg)
     if cfg.images < 1:
         raise InputError(f"images: must be at least 1, got {cfg.images}")
 

@@ -21,7 +21,7 @@ from ffjax.errors import InputError
 from ffjax.evaluate import margins
 from ffjax.individual import Row
 from ffjax.metrics import Estimate
-from ffjax.types import AttackResult, Batch, Forward, Goal, ImageSet
+from ffjax.types import AttackResult, Forward, Goal, ImageSet
 
 AUTO = ("apgd_ce", "apgd", "fab", "square")
 """The ensemble that has no parameters, after AutoAttack (Croce and Hein, ICML 2020), whose own members need three or
@@ -146,7 +146,7 @@ def calibrated(forward: Forward, held: ImageSet, compute: Compute) -> float:
 def flags(plan: Plan, forward: Forward, data: ImageSet, rows: Sequence[Row], compute: Compute) -> dict[str, str]:
     """Signs of robustness that is none, of the detector on the first images and of what the attack left standing."""
     found = sanity.of_forward(
-        forward, _goal(plan, "margin"), _batch(data, np.arange(len(data.labels))[: compute.batch])
+        forward, _goal(plan, "margin"), individual.batch_of(data, np.arange(len(data.labels))[: compute.batch])
     )
     tried = [row for row in rows if "success" in row]
     if tried:
@@ -177,7 +177,7 @@ def effort(
     ]
     if name == "noise" or entry.bound != "fixed" or entry.needs != "gradients" or not len(ids):
         return {}
-    goal, batch = partial(_goal, plan), _batch(data, ids)
+    goal, batch = partial(_goal, plan), individual.batch_of(data, ids)
     process, longer = attempts.built(name, plan.norm, goal, options), None
     if "steps" in inspect.signature(entry.build).parameters:
         twice = attempts.built(name, plan.norm, goal, {**options, "steps": 2 * process.steps})
@@ -185,10 +185,6 @@ def effort(
     full = float(balls.BALLS[plan.norm](1.0).norm(jnp.ones(data.images.shape[1:])))
     found = sanity.of_effort(attempts.once(process, forward, compute), longer, batch, eps, full, seed)
     return found | sanity.of_path(process, goal(entry.loss), forward, batch, eps, seed, compute)
-
-
-def _batch(data: ImageSet, ids: np.ndarray) -> Batch:
-    return Batch(codecs.to_float(data.images[ids]), data.labels[ids].astype(np.int32), ids.astype(np.int32))
 
 
 def saver(folder: Path) -> Callable[[np.ndarray, AttackResult], None]:
@@ -235,5 +231,4 @@ def _show_attacked(console: Console, found: Mapping[str, Any]) -> None:
 
 
 def _told(e: Estimate | None) -> str:
-    """In per cent, with its interval."""
-    return "" if e is None else f"{100 * e.value:.0f} \\[{100 * e.low:.0f}, {100 * e.high:.0f}]"
+    return "" if e is None else metrics.percent(e)

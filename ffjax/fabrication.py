@@ -14,6 +14,7 @@ import numpy as np
 
 from ffjax import attempts, detectors, evaluate, goals, individual, masks, metrics
 from ffjax.attempts import Runner
+from ffjax.data import sets
 from ffjax.detectors import Loaded
 from ffjax.engine import Compute
 from ffjax.errors import InputError
@@ -110,7 +111,7 @@ def pooled(tests: Mapping[str, ImageSet], most: int) -> ImageSet:
             raise InputError(f"{name}: has no masks, which this experiment needs (a mask column in labels.csv)")
         rows = np.sort(np.concatenate([np.flatnonzero(data.labels == c)[: left[c]] for c in (0, 1)])).astype(int)
         left = {c: left[c] - int(np.sum(data.labels[rows] == c)) for c in (0, 1)}
-        part = taken(data, rows)
+        part = sets.taken(data, rows)
         groups = np.unique(part.groups, return_inverse=True)[1].astype(np.int32)
         parts.append(part._replace(groups=groups + base, names=tuple(f"{name}/{one}" for one in part.names)))
         base += len(np.unique(groups))
@@ -120,17 +121,9 @@ def pooled(tests: Mapping[str, ImageSet], most: int) -> ImageSet:
     return ImageSet(images, labels, groups, tuple(name for part in parts for name in part.names), truth)
 
 
-def taken(data: ImageSet, rows: np.ndarray) -> ImageSet:
-    names = tuple(data.names[i] for i in rows)
-    truth = None if data.masks is None else data.masks[rows]
-    return ImageSet(data.images[rows], data.labels[rows], data.groups[rows], names, truth)
-
-
 def subject(cell: Cell, data: ImageSet) -> ImageSet:
     """The cell's images: of its side, at most so many a class, drawn once and for all."""
-    order = np.random.default_rng(0).permutation(len(data.labels))
-    rows = [order[data.labels[order] == label][: cell.images] for label in SIDES[cell.side]]
-    return taken(data, np.sort(np.concatenate(rows)))
+    return sets.limited(data, cell.images, SIDES[cell.side])
 
 
 def attack(

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ffjax import figures, masks
+from ffjax import figures, masks, metrics
 from ffjax.fabrication import ACTIVATED, ALONE, SIDES, Cell, Victim
 from ffjax.individual import KINDS
 from ffjax.metrics import Estimate
@@ -55,7 +55,7 @@ def show_clean(console: Console, clean: Mapping[str, Mapping[str, Estimate]], vi
     names["clean_disagree"] = "heads disagree"
     table = Table("set", "images", *names.values(), title="0. The detector on clean test images")
     for name, found in clean.items():
-        table.add_row(name, str(found["clean_accuracy"].n), *(_told(found[key]) for key in names))
+        table.add_row(name, str(found["clean_accuracy"].n), *(metrics.percent(found[key]) for key in names))
     console.print(table)
     said = f"a verdict alone is pushed to a margin of {victim.confidence:.2f} (loss activation: at most {ACTIVATED}); "
     said += "a mask says fake above "
@@ -130,8 +130,10 @@ def _joint(cells: Sequence[Cell], found: Found) -> tuple[Table, str]:
         table.add_section()
         both = [one["is"]["attacked"]["float"]["both"] for one in told]
         best = int(np.argmax([e.value for e in both]))
-        alone = [_said(e) for cell, e in zip(sweep, both, strict=True) if cell.weight in (0, ALONE)]
-        lines.append(f"{side} to {target} {_said(both[best])} % ({_weight(sweep[best])}; alone {', '.join(alone)} %)")
+        alone = [metrics.percent(e) for cell, e in zip(sweep, both, strict=True) if cell.weight in (0, ALONE)]
+        lines.append(
+            f"{side} to {target} {metrics.percent(both[best])} % ({_weight(sweep[best])}; alone {', '.join(alone)} %)"
+        )
     expected = "No claim of the paper; expected (our inference): only an attack on both makes both heads lie."
     return table, f"{expected} Both at once, at the best weight and with either attacked alone: {'; '.join(lines)}."
 
@@ -162,10 +164,12 @@ def _gate(cells: Sequence[Cell], found: Found) -> tuple[Table, str]:
             for kind in KINDS[:2]:
                 table.add_row(*scene, str(told["n"]), f"{kind} images", "", *_row(told, kind, IN_GATE))
         own = told.get("own", {}).get("attacked", told["is"]["attacked"]["float"])["iou_wanted"]
-        table.add_row(*scene, str(told["n"]), f"gate: {cell.gate}", _told(own), *_row(told, "attacked", IN_GATE))
+        table.add_row(
+            *scene, str(told["n"]), f"gate: {cell.gate}", metrics.percent(own), *_row(told, "attacked", IN_GATE)
+        )
         scenes.setdefault(scene, {})[cell.gate] = told["is"]["attacked"]["float"]["iou_wanted"]
     lines = [
-        f"{side}, {attacked}, to {target}: {', '.join(f'{gate} {_said(e)}' for gate, e in gates.items())}"
+        f"{side}, {attacked}, to {target}: {', '.join(f'{gate} {metrics.percent(e)}' for gate, e in gates.items())}"
         for (side, attacked, target), gates in scenes.items()
     ]
     what = "IoU with the wanted mask as deployed, by the attacker's gate: "
@@ -185,7 +189,8 @@ def _storage(cells: Sequence[Cell], found: Found) -> tuple[Table, str]:
         measure = VERDICT if cell.target is None else "iou_wanted"
         by_kind = {kind: told["is"][kind] for kind in ("attacked", "noise")}
         texts = [
-            f"{_told(by_kind['attacked'][f][measure])} ({100 * by_kind['noise'][f][measure].value:.0f})" for f in forms
+            f"{metrics.percent(by_kind['attacked'][f][measure])} ({100 * by_kind['noise'][f][measure].value:.0f})"
+            for f in forms
         ]
         attack = cell.target or f"{cell.loss}, T {cell.steps}"
         words = "verdict wrong" if measure == VERDICT else "IoU wanted"
@@ -207,7 +212,7 @@ def _disagree(cells: Sequence[Cell], found: Found) -> tuple[Table, str]:
         values = [at[kind]["float"]["disagree"] for kind in KINDS] + [at["attacked"]["png"]["disagree"]]
         what = {"verdict": f"verdict, {cell.loss}, T {cell.steps}", "mask": f"mask, {cell.target}"}
         attack = what.get(cell.part, f"both, {cell.target}, {_weight(cell)}")
-        table.add_row(side, attack, f"{cell.eps:g}", str(told["n"]), *map(_told, values), _points(over))
+        table.add_row(side, attack, f"{cell.eps:g}", str(told["n"]), *map(metrics.percent, values), _points(over))
         if cell.part != "joint" or cell.weight not in (0, ALONE):
             gains[cell.part].append(over)
     seen = [
@@ -303,13 +308,13 @@ def _sides(cells: Sequence[Cell], found: Found) -> Iterator[tuple[Cell, str, Map
 
 
 def _row(told: Mapping[str, Any], kind: str, measures: Sequence[str]) -> list[str]:
-    return [_told(told["is"][kind]["float"][name]) for name in measures]
+    return [metrics.percent(told["is"][kind]["float"][name]) for name in measures]
 
 
 def _told_kinds(told: Mapping[str, Any]) -> list[str]:
     if not told["n"]:
         return ["0", "", "", ""]
-    return [str(told["n"]), *(_told(told["is"][kind]["float"][VERDICT]) for kind in KINDS)]
+    return [str(told["n"]), *(metrics.percent(told["is"][kind]["float"][VERDICT]) for kind in KINDS)]
 
 
 def _rise(found: Found, cell: Cell, side: str, measure: str) -> Estimate | None:
@@ -337,13 +342,3 @@ def _weight(cell: Cell) -> str:
 
 def _points(e: Estimate) -> str:
     return f"{100 * e.value:+.0f} points [{100 * e.low:+.0f}, {100 * e.high:+.0f}]"
-
-
-def _said(e: Estimate) -> str:
-    """In per cent, with its interval."""
-    return f"{100 * e.value:.0f} [{100 * e.low:.0f}, {100 * e.high:.0f}]"
-
-
-def _told(e: Estimate) -> str:
-    """The same for a table, where [nan would be markup."""
-    return escape(_said(e))

@@ -16,6 +16,7 @@ import numpy as np
 from ffjax import campaign, goals, gradients, individual, metrics
 from ffjax.attacks import lattice
 from ffjax.campaign import Plan
+from ffjax.data import sets
 from ffjax.engine import Compute
 from ffjax.errors import InputError
 from ffjax.evaluate import margins
@@ -133,9 +134,7 @@ def both_right(said: Mapping[str, np.ndarray], data: ImageSet, count: int, seed:
     if not right.any():
         raise InputError(f"no fake of the test split is called rightly by all of {', '.join(said)}")
     rows = np.random.default_rng(seed).permutation(np.flatnonzero(right))[:count]
-    masks = None if data.masks is None else data.masks[rows]
-    names = tuple(data.names[i] for i in rows)
-    return ImageSet(data.images[rows], data.labels[rows], data.groups[rows], names, masks), int(right.sum())
+    return sets.taken(data, rows), int(right.sum())
 
 
 def clean(said: np.ndarray, data: ImageSet) -> dict[str, Estimate]:
@@ -182,13 +181,11 @@ def attack(
     def transfer(batch: Batch, images: np.ndarray) -> dict[str, np.ndarray]:
         return {name: margins(forward, images, compute) for name, forward in others.items()}
 
-    rows = individual.attack(
+    return individual.attack(
         folder / "ledger.jsonl", fakes, source, attacked, job.noise, cell.eps,
         minimal=campaign.minimal(cell.plan), threshold=0.0, qualities=(QUALITY,), seed=seed, compute=compute,
         looks={"transfer": transfer}, note=lambda i: {"greedy": rounded[i]}, tell=job.tell,
     )  # fmt: skip
-    job.tell(len(rows), "")  # a kill right after the last batch has left its snapshots
-    return rows
 
 
 def greedy(forward: Forward, batch: Batch, images: np.ndarray, compute: Compute) -> np.ndarray:
@@ -264,13 +261,8 @@ def costs(cell: Cell, rows: Sequence[Row]) -> dict[str, Any]:
     full_psnr: over the full. gradients, seconds: in all."""
     reached, whole = [r for r in rows if r["success"]], [r for r in rows if full(r, cell.kappa)]
     sizes = {"l2": reached, "psnr": reached, "full_l2": whole, "full_psnr": whole}
-    found = {name: _quartiles([row[name.removeprefix("full_")] for row in some]) for name, some in sizes.items()}
+    found = {name: metrics.quartiles([row[name.removeprefix("full_")] for row in some]) for name, some in sizes.items()}
     counts = {"images": len(rows), "full": len(whole), "misclassified": len(reached)}
     counts["unmoved"] = sum(row["l2"] == 0 for row in rows)
     spent = {name: sum(row[name] for row in rows) for name in ("gradients", "queries", "seconds")}
     return {"source": cell.source, "attack": cell.name, "kappa": cell.kappa} | counts | found | spent
-
-
-def _quartiles(values: Sequence[float | None]) -> list[float] | None:
-    known = [value for value in values if value is not None]
-    return [float(q) for q in np.percentile(known, (25, 50, 75))] if known else None

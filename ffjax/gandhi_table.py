@@ -96,7 +96,7 @@ def _clean(clean: Mapping[str, Mapping[str, Estimate]], above: str) -> Table:
     table = Table("evaluated", *heads, title=f"{above}clean test images (%)", show_lines=True)
     for network, found in clean.items():
         keys = ("balanced_accuracy", "accuracy", "auc", "fake_accuracy", "real_accuracy")
-        table.add_row(network, *(f"{_told(found[key])}\nn = {found[key].n}" for key in keys))
+        table.add_row(network, *(f"{metrics.percent(found[key])}\nn = {found[key].n}" for key in keys))
         if network in PUBLISHED_CLEAN:
             table.add_row("published \\[S], pre-trained", "", *(f"{x:.1f}" for x in PUBLISHED_CLEAN[network]))
     return table
@@ -113,7 +113,7 @@ def _accuracies(
 
     def cell(network: str, box: str, line: Line) -> str:
         entry = at.get((network, box, line))
-        return "" if entry is None else f"{_told(entry.attacked)}\nnoise {_told(entry.noise)}"
+        return "" if entry is None else f"{metrics.percent(entry.attacked)}\nnoise {metrics.percent(entry.noise)}"
 
     for network, found in clean.items():
         if network in PUBLISHED:
@@ -122,7 +122,7 @@ def _accuracies(
         fgsm = [cell(network, box, Line("fgsm")) for box in ("black", "white")]
         same = at.get((network, "white", Line("fgsm")))
         stored = "" if same is None else f"\nattacked ones {100 * same.clean.value:.0f}"
-        first = [f"{_told(share)} of {share.n}{stored}", *fgsm]
+        first = [f"{metrics.percent(share)} of {share.n}{stored}", *fgsm]
         for line in lines(setting):
             table.add_row(f"{network}, {line.name}", *first, *(cell(network, box, line) for box in ("black", "white")))
             first = ["", "", ""]
@@ -157,10 +157,3 @@ def _spread(quartiles: Sequence[float] | None) -> str:
         return "-"
     low, middle, high = quartiles
     return f"{middle:.3g} ({low:.3g}-{high:.3g})"
-
-
-def _told(e: Estimate) -> str:
-    """In per cent, with its interval where there is one."""
-    if e.low != e.low:
-        return f"{100 * e.value:.0f}"
-    return f"{100 * e.value:.0f} \\[{100 * e.low:.0f}, {100 * e.high:.0f}]"

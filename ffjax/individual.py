@@ -17,6 +17,7 @@ from ffjax import imagequality, ledger, metrics
 from ffjax.attempts import Runner
 from ffjax.data import codecs
 from ffjax.engine import Compute
+from ffjax.errors import InputError
 from ffjax.evaluate import margins
 from ffjax.metrics import Estimate
 from ffjax.types import AttackResult, Batch, Forward, ImageSet
@@ -68,7 +69,7 @@ def attack(
         new = [_untouched(data, i, clean[i]) for i in ids[~right[ids]]]
         if len(chosen):
             began = time.monotonic()
-            batch = _batch(data, chosen, wanted)
+            batch = batch_of(data, chosen, wanted)
             result = runner(batch, np.full(len(chosen), eps, np.float32), seed)
             seconds = (time.monotonic() - began) / len(chosen)
             bound = np.where(result.success, result.distance, 0) if minimal else np.full(len(chosen), eps)
@@ -86,7 +87,15 @@ def attack(
         ledger.append(path, new)
         rows += new
         tell(len(rows), f"{sum(row.get('success', False) for row in rows)} broken")
+    tell(len(rows), "")  # a kill right after the last batch has left its snapshots
     return sorted(rows, key=lambda row: row["id"])
+
+
+def check_qualities(qualities: Sequence[int]) -> None:
+    """InputError for what JPEG has no such quality of."""
+    wrong = [quality for quality in qualities if not 1 <= quality <= 100]
+    if wrong:
+        raise InputError(f"jpeg: qualities are whole numbers from 1 to 100, got {wrong[0]}")
 
 
 def summary(rows: Sequence[Row], threshold: float, resamples: int = 1000) -> dict[str, Any]:
@@ -109,7 +118,9 @@ def summary(rows: Sequence[Row], threshold: float, resamples: int = 1000) -> dic
     for direction, classes in DIRECTIONS.items():
         found[direction] = _direction([row for row in tried if row["label"] in classes], threshold, share)
     won = [row for row in tried if row["success"]]
-    found["of_successes"] = {name: _quartiles([row[name] for row in won]) for name in ("distance", "psnr", "ssim")}
+    found["of_successes"] = {
+        name: metrics.quartiles([row[name] for row in won]) for name in ("distance", "psnr", "ssim")
+    }
     found["cost"] = {name: _mean([row[name] for row in tried]) for name in ("gradients", "queries", "seconds")}
     found["counts"] = {"images": len(rows), "attacked": len(tried), "fakes": int(np.sum(labels == 1))}
     return found
@@ -137,7 +148,8 @@ def _batches(ids: np.ndarray, size: int, right: np.ndarray) -> Iterable[np.ndarr
     return [part for part in np.split(ids, cuts) if len(part)]
 
 
-def _batch(data: ImageSet, ids: np.ndarray, wanted: np.ndarray | None) -> Batch:
+def batch_of(data: ImageSet, ids: np.ndarray, wanted: np.ndarray | None = None) -> Batch:
+    """These images of the set. wanted (N, H, W): the masks that are wanted of the whole set."""
     masks = None if data.masks is None else codecs.to_float(data.masks[ids])
     labels = data.labels[ids].astype(np.int32)
     chosen = None if wanted is None else wanted[ids]
@@ -189,11 +201,6 @@ def _at(tree: Any, k: int) -> Any:
 
 def _of(result: AttackResult, k: int) -> AttackResult:
     return AttackResult(*(x[k] for x in result))
-
-
-def _quartiles(values: Sequence[float | None]) -> list[float] | None:
-    known = [v for v in values if v is not None]
-    return [float(q) for q in np.percentile(known, (25, 50, 75))] if known else None
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -9,7 +9,7 @@ Intervals are 95 % percentile intervals of a cluster bootstrap (Davison and Hink
 person or photograph are not independent, so whole groups are drawn, with replacement.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -110,6 +110,18 @@ def average(values: np.ndarray, groups: np.ndarray, resamples: int = 1000, seed:
 def plain(found: Mapping[str, Estimate]) -> dict[str, dict[str, float | None]]:
     """For JSON, which has no NaN: what is undefined is null."""
     return {name: {k: None if v != v else v for k, v in e._asdict().items()} for name, e in found.items()}
+
+
+def percent(e: Estimate) -> str:
+    """As people read it: '81 [62, 100]', in per cent; without an interval where there is none."""
+    share = f"{100 * e.value:.0f}"
+    return share if np.isnan(e.low) else f"{share} [{100 * e.low:.0f}, {100 * e.high:.0f}]"
+
+
+def quartiles(values: Iterable[float | None]) -> list[float] | None:
+    """Of the values that are known; None if none is."""
+    known = [value for value in values if value is not None]
+    return [float(q) for q in np.percentile(known, (25, 50, 75))] if known else None
 
 
 def merge(*parts: Scores) -> Scores:

@@ -351,3 +351,13 @@ def test_quality_refuses_what_it_cannot_compare():
     for quality in (imagequality.psnr, imagequality.ssim):
         with pytest.raises(InputError, match="one shape"):
             quality(pictures(1, 12, 12, 3), pictures(2, 12, 12, 3))
+
+
+def test_percent_tells_an_interval_only_where_there_is_one():
+    assert metrics.percent(metrics.Estimate(0.8125, 0.62, 1.0, 16)) == "81 [62, 100]"
+    assert metrics.percent(metrics.Estimate(0.5, np.nan, np.nan, 1)) == "50"
+
+
+def test_quartiles_are_of_what_is_known():
+    assert metrics.quartiles([None, 4.0, 0.0, 1.0, 3.0, 2.0]) == [1.0, 2.0, 3.0]
+    assert metrics.quartiles([None]) is None

@@ -93,18 +93,18 @@ def short_name(spec: str) -> str:
 
 
 def _limited(data: ImageSet, limit: int | None) -> ImageSet:
-    """The first `limit` of each class in an order shuffled once, with a fixed seed, then put back in order."""
-    if limit is None:
-        return data
+    return data if limit is None else limited(data, limit)
+
+
+def limited(data: ImageSet, limit: int, classes: Sequence[int] = (0, 1)) -> ImageSet:
+    """The first `limit` of each of these classes in an order shuffled once, with a fixed seed, put back in order."""
     order = np.random.default_rng(0).permutation(len(data.labels))
-    kept = [order[data.labels[order] == label][:limit] for label in (0, 1)]
-    rows = np.zeros(len(data.labels), bool)
-    rows[np.concatenate(kept)] = True
-    return _taken(data, rows)
+    return taken(data, np.sort(np.concatenate([order[data.labels[order] == label][:limit] for label in classes])))
 
 
-def _taken(data: ImageSet, rows: np.ndarray) -> ImageSet:
-    names = tuple(name for name, row in zip(data.names, rows, strict=True) if row)
+def taken(data: ImageSet, rows: np.ndarray) -> ImageSet:
+    """The images with these numbers, in this order."""
+    names = tuple(data.names[i] for i in rows)
     masks = None if data.masks is None else data.masks[rows]
     return ImageSet(data.images[rows], data.labels[rows], data.groups[rows], names, masks)
 
