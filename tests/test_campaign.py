@@ -176,6 +176,12 @@ def test_inside_a_batch_the_step_and_the_rows_at_work_are_told_beside_the_images
     assert any("broken; pgd: step" in note for done, note in steps if done == 32)
 
 
+def test_snapshots_left_by_a_kill_right_after_the_last_batch_are_cleared_by_the_next_start(tmp_path):
+    whole, left = attacked(tmp_path, PGD), tmp_path / "underway" / "batch"
+    left.mkdir(parents=True)
+    assert attacked(tmp_path, PGD) == whole and not left.exists()
+
+
 def test_a_second_start_counts_from_what_the_ledger_holds(tmp_path):
     plan, heard = PGD, []
     whole = attacked(tmp_path / "whole", plan)

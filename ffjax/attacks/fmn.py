@@ -27,21 +27,23 @@ def fmn(
         eps <- max(eps, ||delta||) + |level - F| / ||grad F||_dual   before any success (published: ||delta|| alone)
         eps <- (1 - g_i) eps, at most the best norm        after a success
         eps <- (1 + g_i) eps                               after a failure
-        delta <- clip(P_eps(delta + a_i grad / ||grad||_2))
+        delta <- clip(P_eps(delta + a_i grad / ||grad||_2))   in l_0: / ||grad||_inf
 
-    rate: a_0, in image units of l_2 whatever the norm (for large images in l_inf the paper takes up to 10); a_i falls
-    to a hundredth of it, g_i from gamma to gamma / 50, both along a cosine. In l_0 eps is a whole number, starts at 1
-    and changes by at least 1. Assumes an objective like a margin: `level` is its value where the goal is reached (the
-    confidence of goals.verdict); it enters the first estimate alone. norm: 'linf', 'l2', 'l1', 'l0'.
+    rate: a_0, in image units of l_2 (for large images in l_inf the paper takes up to 10); a_i falls to a hundredth of
+    it, g_i from gamma to gamma / 50, both along a cosine. In l_0 eps is a whole number, starts at 1 and changes by at
+    least 1, and rate is what the largest component moves (published: l_2 there too, where a new component gains too
+    little to take the place of one that is kept). Assumes an objective like a margin: `level` is its value where the
+    goal is reached (the confidence of goals.verdict); it enters the first estimate alone. norm: 'linf', 'l2', 'l1',
+    'l0'.
     """
     ball = BALLS[norm]
-    resized = _by_counting if norm == "l0" else _by_distance
+    resized, ascent = (_by_counting, ball(1.0)) if norm == "l0" else (_by_distance, l2(1.0))
 
     def move(i: Array, at: At, eps: Array) -> tuple[Array, Array, Array]:
         share = cosine(gamma, gamma / 50, i, steps)
         eps = resized(norm, at, eps, share, level)
         eps = jnp.minimum(eps, ball(1.0).norm(jnp.maximum(at.clean, 1 - at.clean)))
-        delta = at.image - at.clean + cosine(rate, rate / 100, i, steps) * l2(1.0).steepest(at.slope.gradient)
+        delta = at.image - at.clean + cosine(rate, rate / 100, i, steps) * ascent.steepest(at.slope.gradient)
         return at.clean + ball(eps).project(delta, -at.clean, 1 - at.clean), eps, jnp.bool_(False)
 
     return nearest.walk(goal, norm, move, steps, memory=lambda clean: jnp.float32(norm == "l0"), estimator=estimator)

@@ -2,6 +2,8 @@
 test_minimal_norm, and test_carlini_wagner)."""
 
 import interior
+import jax
+import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
@@ -13,7 +15,7 @@ from ffjax import engine, goals
 from ffjax.attacks import ATTACKS
 from ffjax.engine import Compute
 from ffjax.objectives import margin
-from ffjax.types import AttackResult
+from ffjax.types import AttackResult, Batch, Outputs
 
 COMPUTE = Compute(batch=16, least=16, devices=1, execution="fused")
 CORNERED = oracles.cornered(16)
@@ -41,6 +43,27 @@ def test_the_fewest_components_where_the_box_cuts_in():
     result, oracle = attacked("fmn", "l0"), closest("l0")
     assert result.success.all() and np.all(result.distance >= oracle)
     assert np.all(result.distance <= oracle + 1) and np.mean(result.distance == oracle) > 0.7
+
+
+def test_the_fewest_components_among_many():
+    """Of 6,912, where a step of a length in l_2 leaves next to nothing to each and half of these rows would not be
+    broken."""
+    rng = np.random.default_rng(0)
+    slope = rng.normal(size=(48, 48, 3)).astype(np.float32)
+    pictures = rng.uniform(0, 1, (8, *slope.shape)).astype(np.float32)
+    gaps = np.linspace(20, 120, 8)
+    batch = Batch(pictures, np.zeros(8, np.int32), np.arange(8, dtype=np.int32))
+
+    def forward(images):
+        said = jnp.einsum("nijk,ijk->n", images - pictures, slope, precision="highest") - gaps
+        return Outputs(jnp.stack([jnp.zeros(8), said], 1), None, {})
+
+    compute = Compute(batch=8, least=8, devices=1, execution="fused")
+    process = ATTACKS["fmn"].build(goals.verdict(), "l0")
+    result = engine.run(process, jax.tree_util.Partial(forward), batch, np.inf, 0, compute)
+    oracle = np.array([oracles.cheapest(x, slope, gap, "l0") for x, gap in zip(pictures, gaps, strict=True)])
+    assert oracle.min() > 5 and oracle.max() > 40
+    assert result.success.all() and np.all(result.distance >= oracle) and (result.distance / oracle).max() < 1.6
 
 
 def closest(norm) -> np.ndarray:
