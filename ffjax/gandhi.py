@@ -108,6 +108,7 @@ def cells(medians: Mapping[str, float], setting: Setting) -> list[Cell]:
         for name, kappa in kappas.items():
             options = {"search": "gandhi", "kappa": float(kappa), "keep": "margin"}
             options |= {"inner": setting.inner, "searches": setting.searches}
+            options |= {"rate": 0.01, "patience": max(1, setting.inner // 10)}  # the paper's
             found.append(Cell(source, name, Plan("cw", "l2", options), np.inf, float(kappa)))
     return found
 

@@ -15,7 +15,7 @@ from ffjax.attacks.descent import START
 from ffjax.attacks.rules import Rule
 from ffjax.attacks.trail import State, Trail
 from ffjax.balls import TINY, l2
-from ffjax.gradients import Estimator, exact
+from ffjax.gradients import Estimator, Slope, exact
 from ffjax.types import Array, Batch, Forward, Goal, Process
 
 SHRINK = 1 - 1 / 256
@@ -27,7 +27,8 @@ class Search(NamedTuple):
     its tenth the bracket is halved, before that failures multiply by 10. searches: how many constants. carried: w and
     Adam's memory go on from one constant to the next; else each starts anew. noise: sd of the start in w. resort: the
     last of several constants is the ceiling if none before has succeeded (after a success that would only repeat it: a
-    start anew runs the same again)."""
+    start anew runs the same again). scaled: no step is longer than the clean image's distance to the boundary, as its
+    gradient has it."""
 
     initial: float
     ceiling: float
@@ -35,19 +36,20 @@ class Search(NamedTuple):
     carried: bool
     noise: float
     resort: bool
+    scaled: bool
 
 
 SEARCHES = {
-    "original": Search(1e-3, 1e10, 9, carried=False, noise=0.0, resort=True),
-    "gandhi": Search(100.0, 1e4, 5, carried=True, noise=1e-3, resort=False),
+    "original": Search(1e-3, 1e10, 9, carried=False, noise=0.0, resort=True, scaled=True),
+    "gandhi": Search(100.0, 1e4, 5, carried=True, noise=1e-3, resort=False, scaled=False),
 }
-"""Carlini and Wagner's own; Gandhi and Jain's (arXiv 2003.10596), as their code has it."""
+"""Carlini and Wagner's own, but for `scaled`; Gandhi and Jain's (arXiv 2003.10596), as their code has it."""
 
 
 class Position(NamedTuple):
     """Where one image stands; every leaf (B, ...). w: the image in tanh space. adam: its memory. c, lower, upper: the
     constant and its bracket. tried: constants done with. inner: steps made with this one. found: it has succeeded.
-    last: the loss when it was last looked at for progress."""
+    last: the loss when it was last looked at for progress. rate: of Adam's steps."""
 
     w: Array
     adam: Any
@@ -58,6 +60,7 @@ class Position(NamedTuple):
     inner: Array
     found: Array
     last: Array
+    rate: Array
 
 
 def cw(
@@ -71,14 +74,18 @@ def cw(
     inner: int = 1000,
     kappa: float = 0.0,
     rate: float = 0.01,
+    scaled: bool | None = None,
     abort: float = 1e-4,
+    patience: int = 20,
     keep: Literal["margin", "misclassified"] = "margin",
     estimator: Estimator | None = None,
 ) -> Process:
-    """searches, initial, ceiling: None = the search's own. inner: Adam steps a constant, of length `rate`. abort: every
-    tenth of them a constant is given up unless the loss has dropped by this share. kappa: a success in full is an
-    iterate that reached the goal with an objective of at least this (logit units for goals.verdict); the search wants
-    that, and pushes until it is there.
+    """searches, initial, ceiling, scaled: None = the search's own. inner: Adam steps a constant, of length `rate` in
+    tanh space; scaled, of at most the distance to the boundary in the image (at 128 px a first step at 0.01 is 1.1
+    long, and Adam's memory of what it met there keeps it from a boundary at 0.1). abort: a constant is given up unless
+    the loss drops by this share in every `patience` steps (published: in every tenth of `inner`). kappa: a success in
+    full is an iterate that reached the goal with an objective of at least this (logit units for goals.verdict); the
+    search wants that, and pushes until it is there.
 
     keep: 'margin' ranks full successes, by distance, before those that merely reached the goal; 'misclassified' ranks
     all that reached the goal by distance. Of Gandhi and Jain's two counts one run with 'margin' gives both: `success`,
@@ -92,7 +99,7 @@ def cw(
     if norm != "l2":
         raise ValueError(f"cw knows l2 only, not {norm}")
     estimator = exact(goal) if estimator is None else estimator
-    given = {"searches": searches, "initial": initial, "ceiling": ceiling}
+    given = {"searches": searches, "initial": initial, "ceiling": ceiling, "scaled": scaled}
     plan = SEARCHES[search]._replace(**{name: value for name, value in given.items() if value is not None})
     ball, rule = l2(1.0), rules.adam()
 
@@ -110,7 +117,7 @@ def cw(
         w = boxed(batch.images)
         if plan.noise:
             w = within(w + plan.noise * draw(trail.keys(begun, START)))
-        return State(begun._replace(done=full), first(w, plan, rule))
+        return State(begun._replace(done=full), first(w, plan, rule, rate))
 
     def move(i: Array, state: State, forward: Forward) -> State:
         kept, at = state
@@ -122,8 +129,11 @@ def cw(
         loss = jnp.sum(jnp.square(delta), axis=(1, 2, 3)) + pull * (kappa - slope.objective)
         gradient = (2 * delta - trail.wide(pull, delta) * slope.gradient) * widening(images)
         direction, adam = jax.vmap(rule.update)(gradient, at.adam)
-        at = at._replace(w=within(at.w - rate * jnp.asarray(direction)), adam=adam, found=at.found | full)
-        at, over = counted(at, loss, inner, abort)
+        if plan.scaled:
+            at = at._replace(rate=jnp.where(at.inner == 0, longest(images, slope, kappa, rate), at.rate))
+        w = within(at.w - trail.wide(at.rate, at.w) * jnp.asarray(direction))
+        at = at._replace(w=w, adam=adam, found=at.found | full)
+        at, over = counted(at, loss, inner, abort, patience)
         anew = following(at, plan, rule, boxed(kept.batch.images))
         at = jax.tree.map(lambda new, old: jnp.where(trail.wide(over, new), new, old), anew, at)
         return State(kept._replace(done=at.tried == plan.searches), at)
@@ -132,17 +142,25 @@ def cw(
     return trail.process(init, move, nearest.finish(goal, ball), plan.searches * inner)
 
 
-def first(w: Array, plan: Search, rule: Rule) -> Position:
+def first(w: Array, plan: Search, rule: Rule, rate: float) -> Position:
     rows = len(w)
     zero, none = jnp.zeros(rows), jnp.zeros(rows, jnp.int32)
     adam = jax.vmap(rule.init)(jnp.zeros_like(w))
     c, upper = zero + plan.initial, zero + plan.ceiling
-    return Position(w, adam, c, zero, upper, none, none, none > 0, zero)
+    return Position(w, adam, c, zero, upper, none, none, none > 0, zero, zero + rate)
 
 
-def counted(at: Position, loss: Array, inner: int, abort: float) -> tuple[Position, Array]:
+def longest(images: Array, slope: Slope, kappa: float, rate: float) -> Array:
+    """(B,): the rate of steps as long as the way to the objective's kappa where it rises most, but no more than rate.
+    A step of Adam moves every component by up to its slope times the rate."""
+    rise = jnp.sqrt(jnp.sum(jnp.square(slope.gradient), axis=(1, 2, 3)))
+    reach = jnp.sqrt(jnp.sum(jnp.square(widening(images)), axis=(1, 2, 3)))
+    return jnp.minimum(rate, jnp.maximum(kappa - slope.objective, 0) / jnp.maximum(rise * reach, TINY))
+
+
+def counted(at: Position, loss: Array, inner: int, abort: float, patience: int) -> tuple[Position, Array]:
     """One step more, and which constants are over: after `inner` steps, or given up."""
-    due = at.inner % max(1, inner // 10) == 0
+    due = at.inner % patience == 0
     given_up = due & (at.inner > 0) & (loss > at.last - abort * jnp.abs(at.last))
     at = at._replace(inner=at.inner + 1, last=jnp.where(due, loss, at.last))
     return at, given_up | (at.inner == inner)
@@ -155,7 +173,8 @@ def following(at: Position, plan: Search, rule: Rule, start: Array) -> Position:
     if plan.resort:
         c = jnp.where((tried == plan.searches - 1) & (upper >= plan.ceiling), plan.ceiling, c)
     w, adam = (at.w, at.adam) if plan.carried else (start, jax.vmap(rule.init)(jnp.zeros_like(start)))
-    return Position(w, adam, c, lower, upper, tried, jnp.zeros_like(at.inner), jnp.zeros_like(at.found), at.last)
+    none = jnp.zeros_like(at.inner)
+    return Position(w, adam, c, lower, upper, tried, none, none > 0, at.last, at.rate)
 
 
 def narrowed(c: Array, lower: Array, upper: Array, found: Array, ceiling: float) -> tuple[Array, Array, Array]:

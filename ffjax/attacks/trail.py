@@ -112,10 +112,14 @@ def rounded(images: Array, levels: int = EIGHT_BITS) -> Array:
 
 
 def to_grid(numbers: Array, levels: int = EIGHT_BITS) -> Array:
-    """Whole numbers 0 .. levels - 1, as floats -> images, as data.codecs.to_float makes them. Looked up: compiled,
-    n / 255 is a product and may be one bit off."""
-    values = np.arange(levels, dtype=np.float32) / np.float32(levels - 1)
-    return jnp.asarray(values)[numbers.astype(jnp.int32)]
+    """Whole numbers 0 .. levels - 1, as floats -> images, bit for bit as codecs.to_float makes them; levels <= 256.
+
+    Compiled, a division by a constant becomes a product with its reciprocal, which may be one bit off. So the
+    reciprocal is split: its upper 16 bits times a number of 8 bits is exact, and what is left rounds once.
+    """
+    reciprocal = 1 / (levels - 1)
+    upper = (np.float32(reciprocal).view(np.uint32) & np.uint32(0xFFFFFF00)).view(np.float32)
+    return numbers * upper + numbers * np.float32(reciprocal - float(upper))
 
 
 def judged(goal: Goal, outputs: Outputs, batch: Batch) -> tuple[Array, Array]:

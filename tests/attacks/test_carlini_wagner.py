@@ -168,13 +168,33 @@ def test_fault_4_a_row_gives_up_for_itself():
     mates = interior.batch(np.where(np.arange(16) % 2, 1, -1) * np.r_[np.linspace(4, 8, 8), np.full(8, 200.0)])
     alone = interior.batch(np.where(np.arange(16) % 2, 1, -1) * np.r_[np.linspace(4, 8, 8), np.full(8, 0.01)])
     np.testing.assert_array_equal(mates.images[:8], alone.images[:8])
-    options = {"searches": 4, "inner": 50}
+    options = {"searches": 4, "inner": 50, "patience": 5}
     one, other = states(mates, **options), states(alone, **options)
     both = min(len(one.done), len(other.done))
     for a, b in zip(jax.tree.leaves(one.own), jax.tree.leaves(other.own), strict=True):
         np.testing.assert_array_equal(a[:both, :8], b[:both, :8])
     last = one.trail.gradients[-1]
     assert len(np.unique(last)) > 2 and last.min() < 200
+
+
+def test_a_step_is_no_longer_than_the_way_to_the_boundary_unless_the_rate_is_literal():
+    """Every component of Adam's first step moves by the rate times its slope."""
+    batch, distances = interior.batch(MARGINS / 20), interior.distances(MARGINS / 20, "l2")
+
+    def length(**options):
+        second = unboxed(states(batch, searches=1, inner=2, **options).own.w[1])
+        return np.sqrt(np.sum(np.square(second - batch.images), axis=(1, 2, 3)))
+
+    np.testing.assert_allclose(length(scaled=False), 0.1, rtol=0.1)  # 0.01 of half of 21
+    np.testing.assert_allclose(length(), distances, rtol=0.02)
+    assert distances.max() < 0.05
+
+
+def test_a_rate_far_too_long_for_the_boundary_still_finds_it():
+    batch = interior.batch(MARGINS / 100)
+    near = interior.distances(MARGINS / 100, "l2")
+    literal, scaled = (attacked(batch, inner=100, rate=0.3, scaled=scaled).distance / near for scaled in (False, True))
+    assert scaled.min() > 0.999 and scaled.max() < 1.05 and literal.max() > 100
 
 
 @given(least=st.floats(-6, 12), initial=st.floats(-6, 3), searches=st.integers(1, 12))
