@@ -107,7 +107,8 @@ def test_inputs_are_asked_once_a_step_in_order(execution):
 
 
 @pytest.mark.parametrize("execution", ["stepped", "fused"])
-def test_the_state_is_donated(execution):
+def test_the_state_is_donated(execution, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "an accelerator")
     first = start_state()
     kept = []
     for _, state, _ in drive(
@@ -116,6 +117,15 @@ def test_the_state_is_donated(execution):
         kept.append(state["v"])
     assert first["v"].is_deleted()
     assert [v.is_deleted() for v in kept] == [True, True, False]
+
+
+def test_on_cpu_a_state_that_is_stepped_is_not_copied_to_be_written_over():
+    if jax.default_backend() != "cpu":
+        pytest.skip("an accelerator is here")
+    first = start_state()
+    for _ in drive(step, first, args(), STEPS, Compute(execution="stepped", chunk=4, devices=1), inputs=inputs):
+        pass
+    assert not first["v"].is_deleted()
 
 
 @pytest.mark.parametrize("execution", ["stepped", "fused"])
