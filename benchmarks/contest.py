@@ -10,6 +10,7 @@ import numpy as np
 
 from benchmarks.contenders import PEERS, Answer, Contender, Task, field, judged, opened
 from ffjax import metrics
+from ffjax.attempts import rows_of
 from ffjax.engine import Compute
 from ffjax.types import Batch, Forward
 
@@ -86,15 +87,15 @@ def compare(
     compute = Compute(batch=rows, devices=1)
     slow, count = task.most is not None, min(len(test.labels), task.most or len(test.labels))
     chosen = np.linspace(0, len(test.labels) - 1, count).astype(int)
-    test, groups = _rows(test, chosen), groups[chosen]
+    test, groups = rows_of(test, chosen), groups[chosen]
     with opened(names or field(task), spec, task, rows, restarts) as contenders:
         peers = {peer: one for peer, one in contenders.items() if peer in PEERS}
-        some = _rows(held, np.arange(min(len(held.labels), task.most or len(held.labels))))
+        some = rows_of(held, np.arange(min(len(held.labels), task.most or len(held.labels))))
         share = _best_share(peers, task, forward, some, compute, seed)
         eps, reached = bound(share, FIRST[task.norm], whole=task.norm == "l0")
         if not slow:
             for one in contenders.values():
-                one.attack(_rows(test, np.arange(min(rows, count))), eps, seed)
+                one.attack(rows_of(test, np.arange(min(rows, count))), eps, seed)
         rounds = [
             {name: _whole(one, test, eps, seed, rows) for name, one in contenders.items()}
             for _ in range(1 if slow else repeats)
@@ -164,7 +165,7 @@ def _best_share(
 def _whole(one: Contender, batch: Batch, eps: float, seed: int, rows: int) -> Answer:
     """All images, `rows` at a time, as one answer."""
     parts = [
-        one.attack(_rows(batch, np.arange(start, min(start + rows, len(batch.labels)))), eps, seed)
+        one.attack(rows_of(batch, np.arange(start, min(start + rows, len(batch.labels)))), eps, seed)
         for start in range(0, len(batch.labels), rows)
     ]
     errors = [part.error for part in parts if part.error]
@@ -199,10 +200,6 @@ def _found(
         "warm": warm,
         "error": answers[0].error,
     }
-
-
-def _rows(batch: Batch, chosen: np.ndarray) -> Batch:
-    return Batch(*(None if x is None else np.asarray(x)[chosen] for x in batch))
 
 
 def lines(name: str, found: Mapping[str, Any]) -> list[str]:

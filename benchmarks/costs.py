@@ -99,14 +99,13 @@ def carlini_wagner(forward: Forward, batch: Batch, rows: int, searches: int, inn
 
 
 def _rows(runner: attempts.Runner, batch: Batch, start: int, rows: int) -> AttackResult:
-    part = Batch(*(None if x is None else np.asarray(x)[start : start + rows] for x in batch))
+    part = attempts.rows_of(batch, np.arange(start, min(start + rows, len(batch.labels))))
     return runner(part, np.full(len(part.labels), np.inf, np.float32), 0)
 
 
 def first(batch: Batch, count: int) -> Batch:
     """The first `count` rows, over again where there are fewer."""
-    chosen = np.arange(count) % len(batch.labels)
-    return Batch(*(None if x is None else np.asarray(x)[chosen] for x in batch))
+    return attempts.rows_of(batch, np.arange(count) % len(batch.labels))
 
 
 def overhead_lines(found: list[dict[str, Any]]) -> list[str]:

@@ -181,7 +181,7 @@ def smallest(runner: Runner, tries: int = 10) -> Runner:
             if not len(rows):
                 break
             middle = (low + high)[rows] / 2
-            found = runner(_rows(batch, rows), middle, seed)
+            found = runner(rows_of(batch, rows), middle, seed)
             low[rows] = np.where(found.success, low[rows], middle)
             high[rows] = np.where(found.success, np.minimum(found.distance, middle), high[rows])
             best = _merged(best, rows, found, found.success)
@@ -197,8 +197,8 @@ def _in_turn(runners: Sequence[Runner], better: Callable[[AttackResult, AttackRe
             rows = np.flatnonzero(~best.success)
             if not len(rows):
                 break
-            found = runner(_rows(batch, rows), eps[rows], seed)
-            best = _merged(best, rows, found, found.success | better(_rows(best, rows), found))
+            found = runner(rows_of(batch, rows), eps[rows], seed)
+            best = _merged(best, rows, found, found.success | better(rows_of(best, rows), found))
         return best
 
     return run
@@ -226,5 +226,6 @@ def _chosen(where: np.ndarray, first: AttackResult, second: AttackResult) -> Att
     return AttackResult(*(pick(a, b) for a, b in zip(first, second, strict=True)))
 
 
-def _rows(tree: Rows, rows: np.ndarray) -> Rows:
+def rows_of(tree: Rows, rows: np.ndarray) -> Rows:
+    """These rows of a batch or a result, on the host."""
     return type(tree)(*(None if x is None else np.asarray(x)[rows] for x in tree))

@@ -1,5 +1,7 @@
 """What a driver needs to run: a folder of noise images and detectors of random weights."""
 
+import csv
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -22,4 +24,20 @@ def lay(folder: Path, per_class: int, networks: int) -> Path:
     for seed in range(networks):
         variables = detector.init(jax.random.key(seed))
         weights.save(folder / f"net{seed}.safetensors", variables, {"arch": "meso4", "size": 32})
+    return folder
+
+
+def pictures(folder: Path, count: int, splits: Sequence[str]) -> Path:
+    """Pictures of 32 px whose fakes are a little redder, one real and one fake to each of `splits` in turn, and
+    labels.csv, in `folder`."""
+    rng, rows = np.random.default_rng(0), []
+    folder.mkdir(exist_ok=True)
+    for i in range(count):
+        label, split = i % 2, splits[i // 2 % len(splits)]
+        pixels = rng.integers(70, 150, (32, 32, 3))
+        pixels[..., 0] += 50 * label
+        Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{i:03d}.png")
+        rows.append((f"{i:03d}.png", label, split))
+    with (folder / "labels.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("file", "label", "split"), *rows])
     return folder

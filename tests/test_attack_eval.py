@@ -9,10 +9,11 @@ import time
 from pathlib import Path
 
 import pytest
+from driven import drive, refusal
 from ground import lay
 
-from experiments.attack_eval import Config, main
-from ffjax import engine, run
+from experiments import attack_eval
+from ffjax import engine
 
 
 @pytest.fixture(scope="module")
@@ -24,11 +25,6 @@ def ground(tmp_path_factory) -> Path:
 def words(ground: Path, out: Path, *more: str) -> list[str]:
     given = ["--detector", f"meso4:{ground}/net0.safetensors", "--data", f"{ground}/images", "--jpeg", "75"]
     return [*given, "--threshold", "calibrated", "--compute.batch", "8", "--out", str(out), *more]
-
-
-def drive(monkeypatch, given: list[str]) -> None:
-    monkeypatch.setattr(sys, "argv", ["attack_eval", *given])
-    run.main(Config, main)
 
 
 def timeless(out: Path) -> list[dict]:
@@ -55,7 +51,7 @@ def test_a_job_killed_twice_inside_a_batch_goes_on_from_its_snapshots(ground, tm
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     more = ["--attack", "cw", "--norm", "l2", "--eps", "9", "--compute.chunk", "10", "--compute.snapshot", "20"]
     more += ["--options", "searches=2", "inner=400", "abort=0", "rate=0.001", "--compute.batch", "32"]
-    drive(monkeypatch, words(ground, whole, *more))
+    drive(monkeypatch, attack_eval, words(ground, whole, *more))
     given = words(ground, cut, *more)
 
     def reached() -> int:
@@ -67,7 +63,7 @@ def test_a_job_killed_twice_inside_a_batch_goes_on_from_its_snapshots(ground, tm
         assert step <= reached() and not (cut / "ledger.jsonl").exists()
     monkeypatch.setattr(engine, "run", lambda *a, real=engine.run, **k: real(*a, **watched(k, seen)))
     seen: list[int] = []
-    drive(monkeypatch, given)
+    drive(monkeypatch, attack_eval, given)
     assert timeless(cut) == timeless(whole) and min(seen) > 80
     assert not (cut / "underway").exists() and not (whole / "underway").exists()
 
@@ -82,14 +78,14 @@ def watched(given: dict, seen: list[int]) -> dict:
 @pytest.mark.slow
 def test_a_job_killed_between_batches_ends_with_the_rows_of_one_that_was_not(ground, tmp_path, monkeypatch, capsys):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    drive(monkeypatch, words(ground, whole, "--attack", "pgd", "--eps", "8", "--save"))
+    drive(monkeypatch, attack_eval, words(ground, whole, "--attack", "pgd", "--eps", "8", "--save"))
     told = capsys.readouterr().out
     assert "called wrongly (%)" in told and "under attack" in told
 
     given = words(ground, cut, "--attack", "pgd", "--eps", "8", "--save")
     killed(given, tmp_path, lambda: (cut / "ledger.jsonl").exists())
     assert not (cut / "results.json").exists()
-    drive(monkeypatch, given)
+    drive(monkeypatch, attack_eval, given)
 
     assert timeless(cut) == timeless(whole)
     results = [json.loads((out / "results.json").read_text()) for out in (whole, cut)]
@@ -102,7 +98,7 @@ def test_a_job_killed_between_batches_ends_with_the_rows_of_one_that_was_not(gro
 
 @pytest.mark.slow
 def test_the_ensemble_says_who_broke_what_and_prints_its_flags(ground, tmp_path, monkeypatch, capsys):
-    drive(monkeypatch, words(ground, tmp_path / "auto", "--attack", "auto", "--eps", "8", "--images", "8"))
+    drive(monkeypatch, attack_eval, words(ground, tmp_path / "auto", "--attack", "auto", "--eps", "8", "--images", "8"))
     rows = [row for row in timeless(tmp_path / "auto") if row.get("success")]
     assert rows and all("by" in row for row in rows)
     results = json.loads((tmp_path / "auto" / "results.json").read_text())
@@ -131,20 +127,17 @@ def test_the_ensemble_says_who_broke_what_and_prints_its_flags(ground, tmp_path,
 def test_what_cannot_be_done_is_told_in_one_line_and_nothing_is_made(
     ground, tmp_path, monkeypatch, capsys, more, message
 ):
-    monkeypatch.setattr(sys, "argv", ["attack_eval", *words(ground, tmp_path / "out", *more)])
-    with pytest.raises(SystemExit) as stop:
-        run.main(Config, main)
-    said = capsys.readouterr().err.strip().splitlines()
-    assert stop.value.code == 2 and len(said) == 1 and message in said[0], said
+    assert message in refusal(monkeypatch, capsys, attack_eval, words(ground, tmp_path / "out", *more))
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow
 def test_settings_are_not_mixed(ground, tmp_path, monkeypatch, capsys):
     out = tmp_path / "out"
-    drive(monkeypatch, words(ground, out, "--attack", "fgsm", "--images", "4"))
+    drive(monkeypatch, attack_eval, words(ground, out, "--attack", "fgsm", "--images", "4"))
     before = (out / "ledger.jsonl").read_bytes()
-    with pytest.raises(SystemExit) as stop:
-        drive(monkeypatch, words(ground, out, "--attack", "fgsm", "--images", "4", "--eps", "3"))
-    assert stop.value.code == 2 and "eps: 2.0 there, 3.0 asked" in capsys.readouterr().err
+    said = refusal(
+        monkeypatch, capsys, attack_eval, words(ground, out, "--attack", "fgsm", "--images", "4", "--eps", "3")
+    )
+    assert "eps: 2.0 there, 3.0 asked" in said
     assert (out / "ledger.jsonl").read_bytes() == before

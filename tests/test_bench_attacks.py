@@ -3,8 +3,8 @@ same networks, and the driver runs, goes on where it was, and refuses what it ca
 
 import importlib.util
 import json
-import sys
 
+import driven
 import jax
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ import toys
 
 from benchmarks import attacks, contest
 from benchmarks.contenders import PEERS, Task, judged
-from ffjax import balls, detectors, run
+from ffjax import balls, detectors
 from ffjax.attacks import ATTACKS
 from ffjax.detectors import weights
 from ffjax.engine import Compute
@@ -127,8 +127,7 @@ def test_the_restated_network_says_the_same(arch, tmp_path):
 
 
 def drive(monkeypatch, *words: str) -> None:
-    monkeypatch.setattr(sys, "argv", ["attacks", *words])
-    run.main(attacks.Config, attacks.main)
+    driven.drive(monkeypatch, attacks, list(words))
 
 
 @pytest.mark.slow
@@ -164,7 +163,4 @@ def test_the_driver_measures_all_contenders_and_goes_on_where_it_was(tmp_path, m
     ],
 )
 def test_what_cannot_be_done_is_told_in_one_line(tmp_path, monkeypatch, capsys, words, message):
-    with pytest.raises(SystemExit) as stop:
-        drive(monkeypatch, *words, "--out", str(tmp_path / "out.json"))
-    said = capsys.readouterr().err.strip().splitlines()
-    assert stop.value.code == 2 and len(said) == 1 and message in said[0]
+    assert message in driven.refusal(monkeypatch, capsys, attacks, [*words, "--out", str(tmp_path / "out.json")])

@@ -1,7 +1,6 @@
 """The second paper's driver as a user runs it: to its end, killed inside an attack and taken up again, with networks of
 its own training, and given what it cannot use."""
 
-import csv
 import json
 import os
 import signal
@@ -13,10 +12,11 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from PIL import Image
+from driven import drive, refusal
+from ground import pictures
 
-from experiments.gandhi_attacks import Config, main
-from ffjax import detectors, gandhi, run
+from experiments import gandhi_attacks
+from ffjax import detectors, gandhi
 from ffjax.detectors import weights
 
 SMALL = {
@@ -29,15 +29,7 @@ SMALL = {
 def ground(tmp_path_factory) -> Path:
     """32 px pictures of noise, whose fakes are redder, in three splits; two small networks of random weights, that
     call everything fake."""
-    folder, rng, rows = tmp_path_factory.mktemp("ground"), np.random.default_rng(0), []
-    for i in range(60):
-        label, split = i % 2, ("train", "validation", "test")[i // 2 % 3]
-        pixels = rng.integers(70, 150, (32, 32, 3))
-        pixels[..., 0] += 50 * label
-        Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{i:03d}.png")
-        rows.append((f"{i:03d}.png", label, split))
-    with (folder / "labels.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([("file", "label", "split"), *rows])
+    folder = pictures(tmp_path_factory.mktemp("ground"), 60, ("train", "validation", "test"))
     for (name, options), last in zip(SMALL.items(), ("fc8", "dense"), strict=True):
         variables = jax.jit(detectors.build(name, 32, **options).init)(jax.random.key(0))
         dense = variables["params"][last]
@@ -54,11 +46,6 @@ def words(ground: Path, out: Path, *more: str) -> list[str]:
 
 def given(ground: Path) -> list[str]:
     return ["--vgg", f"{ground}/vgg16.safetensors", "--resnet", f"{ground}/resnet18.safetensors"]
-
-
-def drive(monkeypatch, given: list[str]) -> None:
-    monkeypatch.setattr(sys, "argv", ["gandhi_attacks", *given])
-    run.main(Config, main)
 
 
 def timeless(out: Path) -> dict[str, list[dict]]:
@@ -82,7 +69,7 @@ def outcome(out: Path) -> dict:
 def test_a_job_killed_inside_an_attack_ends_as_one_that_was_not(ground, tmp_path, monkeypatch, capsys):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     monkeypatch.setenv("COLUMNS", "230")
-    drive(monkeypatch, [*words(ground, whole), *given(ground)])
+    drive(monkeypatch, gandhi_attacks, [*words(ground, whole), *given(ground)])
     told = capsys.readouterr().out
     assert "detector not competent" in told and "published [S], pre-trained" in told and "What differs." in told
     assert "26.6" in told and "in all" in told  # the paper's figures, and what it took
@@ -99,7 +86,7 @@ def test_a_job_killed_inside_an_attack_ends_as_one_that_was_not(ground, tmp_path
     process.wait()
     assert process.returncode == -signal.SIGKILL and any(shots.glob("*")) and not (cut / "results.json").exists()
     assert set(timeless(cut)) == {"vgg16-fgsm"}
-    drive(monkeypatch, [*words(ground, cut), *given(ground)])
+    drive(monkeypatch, gandhi_attacks, [*words(ground, cut), *given(ground)])
 
     cells = [f"{source}-{name}" for source in ("resnet18", "vgg16") for name in ("cw-k200", "fgsm")]
     assert timeless(cut) == timeless(whole) and list(timeless(whole)) == cells
@@ -108,9 +95,8 @@ def test_a_job_killed_inside_an_attack_ends_as_one_that_was_not(ground, tmp_path
     assert outcome(whole)["fakes"] == {"attacked": 8, "right": 10, "test": 10}
 
     before = (cut / "cells/vgg16-fgsm/ledger.jsonl").read_bytes()
-    with pytest.raises(SystemExit) as stop:
-        drive(monkeypatch, [*words(ground, cut), *given(ground), "--eps", "0.01"])
-    assert stop.value.code == 2 and "eps: 0.02 there, 0.01 asked" in capsys.readouterr().err
+    said = refusal(monkeypatch, capsys, gandhi_attacks, [*words(ground, cut), *given(ground), "--eps", "0.01"])
+    assert "eps: 0.02 there, 0.01 asked" in said
     assert (cut / "cells/vgg16-fgsm/ledger.jsonl").read_bytes() == before
 
 
@@ -120,7 +106,7 @@ def test_without_weights_it_trains_its_own_and_goes_on_from_them(ground, tmp_pat
     monkeypatch.setattr(gandhi, "RECIPES", gandhi.RECIPES | {"resnet18": recipe})
     out = tmp_path / "out"
     asked = [*words(ground, out, "--epochs", "80", "--inner", "2"), *given(ground)[:2]]
-    drive(monkeypatch, asked)
+    drive(monkeypatch, gandhi_attacks, asked)
     told = capsys.readouterr().out
     assert "training resnet18 on" in told and "training vgg16" not in told
     made = out / "resnet18" / "weights.safetensors"
@@ -128,7 +114,7 @@ def test_without_weights_it_trains_its_own_and_goes_on_from_them(ground, tmp_pat
     assert header["command"].startswith("python -m experiments.gandhi_attacks ") and header["options"]["width"] == 4
     first = outcome(out)
     assert first["clean"]["resnet18"]["balanced_accuracy"]["value"] >= 0.9 and first["heading"].count("(vgg16)") == 1
-    drive(monkeypatch, asked)
+    drive(monkeypatch, gandhi_attacks, asked)
     assert "training resnet18" not in capsys.readouterr().out
     assert made.read_bytes() == before and outcome(out) == first
 
@@ -148,9 +134,6 @@ def test_what_cannot_be_done_is_told_in_one_line_and_nothing_is_made(
     ground, tmp_path, monkeypatch, capsys, more, message
 ):
     more = [word.format(ground=ground) for word in more]
-    monkeypatch.setattr(sys, "argv", ["gandhi_attacks", *words(ground, tmp_path / "out"), *given(ground), *more])
-    with pytest.raises(SystemExit) as stop:
-        run.main(Config, main)
-    said = capsys.readouterr().err.strip().splitlines()
-    assert stop.value.code == 2 and len(said) == 1 and message in said[0], said
+    asked = [*words(ground, tmp_path / "out"), *given(ground), *more]
+    assert message in refusal(monkeypatch, capsys, gandhi_attacks, asked)
     assert not (tmp_path / "out").exists()

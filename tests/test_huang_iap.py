@@ -3,16 +3,16 @@ cannot use, and on the authors' own two images."""
 
 import csv
 import json
-import sys
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from driven import drive, refusal
 from PIL import Image
 
-from experiments.huang_iap import Config, main
-from ffjax import detectors, evaluate, run
+from experiments import huang_iap
+from ffjax import detectors, evaluate
 from ffjax.detectors import weights
 from ffjax.engine import Compute
 
@@ -52,11 +52,6 @@ def ground(tmp_path_factory) -> Path:
     return folder
 
 
-def drive(monkeypatch, given: list[str]) -> None:
-    monkeypatch.setattr(sys, "argv", ["huang_iap", *given])
-    run.main(Config, main)
-
-
 def words(ground: Path, out: Path, *more: str) -> list[str]:
     given = ["--detector", f"classnseg:{ground}/net.safetensors", "--data", f"{ground}/labels.csv", "--images", "6"]
     return [*given, *SHORT, "--out", str(out), *more]
@@ -65,7 +60,7 @@ def words(ground: Path, out: Path, *more: str) -> list[str]:
 @pytest.mark.slow
 def test_it_prints_every_table_and_taken_up_again_ends_with_the_same(ground, tmp_path, monkeypatch, capsys):
     out = tmp_path / "out"
-    drive(monkeypatch, words(ground, out))
+    drive(monkeypatch, huang_iap, words(ground, out))
     told = capsys.readouterr().out
     for title in ("0. The detector", "1. The verdict", "2. The mask", "3. Verdict and mask", "4. The gate"):
         assert title in told
@@ -87,7 +82,7 @@ def test_it_prints_every_table_and_taken_up_again_ends_with_the_same(ground, tmp
     (out / "results.json").unlink()
     kept = out / "cells" / f"{gates[0]['name']}.jsonl"
     kept.write_text("".join(kept.read_text().splitlines(keepends=True)[:2]))
-    drive(monkeypatch, words(ground, out))
+    drive(monkeypatch, huang_iap, words(ground, out))
     assert json.loads((out / "results.json").read_text()) == results
 
 
@@ -97,7 +92,7 @@ def test_the_authors_own_weights_and_images_are_an_example_and_no_rates(shared, 
     out = tmp_path / "out"
     short = ["--iap.eps", "4", "--iap.steps", "2", "--iap.mask-steps", "2", "--iap.mask-eps", "4", "--iap.losses", "ce"]
     few = ["--iap.targets", "all_real", "another", "--iap.real-targets", "disc", "--compute.least", "2"]
-    drive(monkeypatch, ["--published", str(shared / "classnseg"), *short, *few, "--out", str(out)])
+    drive(monkeypatch, huang_iap, ["--published", str(shared / "classnseg"), *short, *few, "--out", str(out)])
     told = capsys.readouterr().out
     assert "An example, not rates" in told and "95 %" not in told and not (out / "results.json").exists()
     rows = json.loads((out / "example.json").read_text())
@@ -123,9 +118,5 @@ def test_the_authors_own_weights_and_images_are_an_example_and_no_rates(shared, 
 def test_what_cannot_be_done_is_told_in_one_line_and_nothing_is_made(
     ground, tmp_path, monkeypatch, capsys, more, message
 ):
-    monkeypatch.setattr(sys, "argv", ["huang_iap", *words(ground, tmp_path / "out", *more)])
-    with pytest.raises(SystemExit) as stop:
-        run.main(Config, main)
-    said = capsys.readouterr().err.strip().splitlines()
-    assert stop.value.code == 2 and len(said) == 1 and message in said[0], said
+    assert message in refusal(monkeypatch, capsys, huang_iap, words(ground, tmp_path / "out", *more))
     assert not (tmp_path / "out").exists()

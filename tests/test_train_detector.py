@@ -1,15 +1,16 @@
 """The training driver on a small run: it learns, reports, and what it writes loads as a detector."""
 
-import csv
 import json
-import sys
 
+import driven
+import ground
 import numpy as np
 import pytest
 from PIL import Image
 
+from experiments import train_detector
 from experiments.train_detector import Config, main
-from ffjax import detectors, run
+from ffjax import detectors
 from ffjax.errors import InputError
 from ffjax.train import TrainConfig
 
@@ -17,17 +18,7 @@ from ffjax.train import TrainConfig
 @pytest.fixture
 def pictures(tmp_path):
     """A CSV of 32 px pictures whose fakes are a little redder, split into train, validation and test."""
-    folder, rng, rows = tmp_path / "pictures", np.random.default_rng(0), []
-    folder.mkdir()
-    for i in range(160):
-        label, split = i % 2, ("train", "train", "validation", "test")[i // 2 % 4]
-        pixels = rng.integers(70, 150, (32, 32, 3))
-        pixels[..., 0] += 50 * label
-        Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{i:03d}.png")
-        rows.append((f"{i:03d}.png", label, split))
-    with (folder / "labels.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([("file", "label", "split"), *rows])
-    return folder
+    return ground.pictures(tmp_path / "pictures", 160, ("train", "train", "validation", "test"))
 
 
 @pytest.mark.slow
@@ -48,8 +39,7 @@ def test_it_learns_and_ships_what_it_learnt(pictures, tmp_path, monkeypatch, cap
     out = tmp_path / "made-0"
     words = ["--arch", "meso4", "--size", "32", "--data", str(pictures), "--others", "--dropout", "0.1"]
     words += ["--train.epochs", "15", "--train.batch", "16", "--train.rate", "1e-2", "--out", str(out)]
-    monkeypatch.setattr(sys, "argv", ["train_detector", *words])
-    run.main(Config, main)
+    driven.drive(monkeypatch, train_detector, words)
 
     loaded = detectors.load(f"meso4:{out}/weights.safetensors")
     assert loaded.name == "made-0" and loaded.detector.shape == (32, 32, 3)

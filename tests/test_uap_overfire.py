@@ -12,11 +12,12 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from driven import drive, refusal
 from ground import lay
 from PIL import Image
 
-from experiments.uap_overfire import Config, main
-from ffjax import detectors, run
+from experiments import uap_overfire
+from ffjax import detectors
 from ffjax.detectors import weights
 
 STEPS = 40
@@ -91,17 +92,6 @@ def test_a_job_killed_anywhere_ends_with_the_bytes_of_one_that_was_not(ground, t
     assert results[0]["cells"] == results[1]["cells"] and results[0]["claims"] == results[1]["claims"]
 
 
-def refusal(monkeypatch, capsys, words: list[str]) -> str:
-    """The one line a driver prints before it exits with code 2."""
-    monkeypatch.setattr(sys, "argv", ["uap_overfire", *words])
-    with pytest.raises(SystemExit) as stop:
-        run.main(Config, main)
-    assert stop.value.code == 2
-    said = capsys.readouterr().err.strip().splitlines()
-    assert len(said) == 1 and said[0].startswith("error: "), said
-    return said[0]
-
-
 def broken_weights(ground: Path, path: Path) -> Path:
     loaded = detectors.load(f"meso4:{ground}/net0.safetensors")
     variables = jax.tree.map(lambda x: x.at[(0,) * x.ndim].set(np.nan), loaded.variables)
@@ -147,7 +137,7 @@ def test_what_cannot_be_used_is_refused_in_one_line(ground, tmp_path, monkeypatc
     (places["truncated"] / "real" / "03.png").write_bytes((ground / "images" / "real" / "03.png").read_bytes()[:900])
     places["nan"] = broken_weights(ground, tmp_path / "nan.safetensors")
     words = arguments(ground, tmp_path / "out", **{k: v.format(**places) for k, v in changes.items()})
-    said = refusal(monkeypatch, capsys, words)
+    said = refusal(monkeypatch, capsys, uap_overfire, words)
     assert all(word in said for word in expected), said
     assert not (tmp_path / "out").exists() or "devices" in said
 
@@ -156,7 +146,7 @@ def test_a_folder_of_other_settings_is_left_alone(ground, tmp_path, monkeypatch,
     out = tmp_path / "out"
     out.mkdir()
     (out / "thesis.txt").write_text("precious")
-    assert "not empty" in refusal(monkeypatch, capsys, arguments(ground, out))
+    assert "not empty" in refusal(monkeypatch, capsys, uap_overfire, arguments(ground, out))
     assert (out / "thesis.txt").read_text() == "precious" and len(list(out.iterdir())) == 1
 
 
@@ -166,12 +156,11 @@ def test_weights_or_images_that_changed_under_a_run_are_noticed(ground, tmp_path
         (tmp_path / name).write_bytes((ground / name).read_bytes())
     shutil.copytree(ground / "images", tmp_path / "images")
     words = arguments(tmp_path, tmp_path / "out", **{"--uap.steps": "2", "--stored": "png"})
-    monkeypatch.setattr(sys, "argv", ["uap_overfire", *words])
-    run.main(Config, main)
+    drive(monkeypatch, uap_overfire, words)
     before = (tmp_path / "out" / "results.json").read_bytes()
     (tmp_path / "net0.safetensors").write_bytes((ground / "net1.safetensors").read_bytes())
-    assert "weights of net0 have changed" in refusal(monkeypatch, capsys, words)
+    assert "weights of net0 have changed" in refusal(monkeypatch, capsys, uap_overfire, words)
     (tmp_path / "net0.safetensors").write_bytes((ground / "net0.safetensors").read_bytes())
     Image.new("RGB", (32, 32)).save(tmp_path / "images" / "real" / "03.png")
-    assert "images of images have changed" in refusal(monkeypatch, capsys, words)
+    assert "images of images have changed" in refusal(monkeypatch, capsys, uap_overfire, words)
     assert (tmp_path / "out" / "results.json").read_bytes() == before
