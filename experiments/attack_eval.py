@@ -83,7 +83,8 @@ def main(cfg: Config) -> None:
     plan = plan._replace(threshold=threshold)
     eps = cfg.eps / 255 if cfg.norm == "linf" else cfg.eps
     folder = run.open_run(cfg.out, cfg)
-    study.check_inputs(folder, {loaded.name: network}, {"test": tests})
+    seen = {"test": tests} | ({} if held is None else {"validation": {cfg.data: held}})
+    study.check_inputs(folder, {loaded.name: network}, seen, campaign.settings(plan))
     for warning in study.save_networks(folder, [loaded]):
         console.print(f"[yellow]warning:[/] {warning}", highlight=False)
     with stage(console, cfg.attack, len(data.labels), "images") as tell:
@@ -118,6 +119,7 @@ def _check(cfg: Config) -> None:
     if cfg.effort < 0:
         raise InputError(f"effort: must not be negative, got {cfg.effort}")
     individual.check_qualities(cfg.jpeg)
+    individual.check_seed(cfg.seed)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from pathlib import Path
 from rich.console import Console
 
 from experiments import train_detector
-from ffjax import detectors, gandhi, gandhi_table, run, study, train
+from ffjax import detectors, gandhi, gandhi_table, individual, run, study, train
 from ffjax.data import sets
 from ffjax.detectors import Loaded
 from ffjax.engine import Compute
@@ -73,6 +73,7 @@ def main(cfg: Config) -> None:
     gandhi.check(setting)
     if cfg.images < 1:
         raise InputError(f"images: must be at least 1, got {cfg.images}")
+    individual.check_seed(cfg.seed)
     run.check(cfg.out, cfg)
     given = {name: _load(name, file) for name, file in _files(cfg).items() if file is not None}
     with step(console, "loading images (the embedded sets are generated at first use)"):
@@ -80,7 +81,7 @@ def main(cfg: Config) -> None:
     folder = run.open_run(cfg.out, cfg)
     loaded = {name: given[name] if name in given else _load(name, _trained(cfg, name)) for name in _files(cfg)}
     networks = study.networks(list(loaded.values()), cfg.size)
-    study.check_inputs(folder, networks, {"test": {"data": test}, "validation": {"data": held}})
+    study.check_inputs(folder, networks, {"test": {"data": test}, "validation": {"data": held}}, gandhi.settings())
     for warning in study.save_networks(folder, list(loaded.values())):
         console.print(f"[yellow]warning:[/] {warning}", highlight=False)
     forwards = {name: source.forward for name, source in networks.items()}

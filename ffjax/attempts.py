@@ -86,14 +86,14 @@ def built(
     if norm not in entry.norms:
         raise InputError(f"{name} knows no {norm}; it knows {', '.join(entry.norms)}")
     aim = goal(entry.loss)
-    process = entry.build(aim, norm, **_options(name, options or {}))
+    process = entry.build(aim, norm, **chosen_options(name, options or {}))
     if not grid:
         return process
     guide = "gradient" if entry.needs == "gradients" else "displacement"
     return on_grid(process, aim, norm, bound=entry.bound, guide=guide)
 
 
-def _options(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+def chosen_options(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """Every option of an attack that can be typed, as given or its default. InputError as `detectors.chosen`, and for a
     word that is none of those that the option takes."""
     parameters = inspect.signature(ATTACKS[name].build).parameters.values()

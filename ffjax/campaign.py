@@ -23,9 +23,9 @@ from ffjax.individual import Row
 from ffjax.metrics import Estimate
 from ffjax.types import AttackResult, Forward, Goal, ImageSet
 
-AUTO = ("apgd_ce", "apgd", "fab", "square")
+AUTO: Mapping[str, Mapping[str, Any]] = {"apgd_ce": {}, "apgd": {}, "fab": {}, "square": {"steps": 5000}}
 """The ensemble that has no parameters, after AutoAttack (Croce and Hein, ICML 2020), whose own members need three or
-four classes: for two, its DLR loss is the margin, and targeted is untargeted."""
+four classes: for two, its DLR loss is the margin, and targeted is untargeted. Budgets are its standard version's."""
 
 
 class Plan(NamedTuple):
@@ -44,8 +44,8 @@ class Plan(NamedTuple):
 
 def check(plan: Plan) -> None:
     """InputError for what no detector could be attacked with; as `attempts.built` for what is not known."""
-    if plan.attack == "auto" and (plan.options or plan.loss != "published" or plan.smallest):
-        raise InputError("attack auto has no options, loss or search: it is the ensemble without parameters")
+    if plan.attack == "auto" and (plan.options or plan.loss != "published" or plan.smallest or plan.restarts > 1):
+        raise InputError("attack auto has no options, loss, restarts or search: it is the ensemble without parameters")
     if plan.attack in ATTACKS and ATTACKS[plan.attack].bound == "minimal" and (plan.smallest or plan.restarts > 1):
         raise InputError(f"{plan.attack} looks for the smallest distance itself: no restarts or smallest with it")
     if minimal(plan) and plan.loss == "ce" and not plan.smallest:
@@ -54,6 +54,8 @@ def check(plan: Plan) -> None:
         if value < least:
             raise InputError(f"{name}: must be at least {least}, got {value}")
     if plan.attack != "auto":
+        if plan.restarts > 1 and not ATTACKS[plan.attack].seeded:
+            raise InputError(f"{plan.attack} starts from the clean image and draws nothing: restarts would repeat it")
         attempts.built(plan.attack, plan.norm, partial(_goal, plan), plan.options, plan.grid)
     elif not _members(plan):
         raise InputError(f"attack auto knows no {plan.norm}")
@@ -88,8 +90,8 @@ def job(plan: Plan, forward: Forward, compute: Compute, folder: Path, tell: Call
         return chunk
 
     def keep(name: str) -> Keep:
-        settings = (plan, name, engine.capacity(compute))
-        return partial(underway.stage, folder / "underway", settings)
+        known = (plan, name, attempts.chosen_options(name, _given(plan, name)), engine.capacity(compute))
+        return partial(underway.stage, folder / "underway", known)
 
     def over(done: int, note: str) -> None:
         underway.clear(folder / "underway")
@@ -116,13 +118,26 @@ def runners(
     build = partial(
         attempts.named, norm=plan.norm, goal=partial(_goal, plan), forward=forward, compute=compute, grid=plan.grid
     )
+    noise = build("noise", grid=False)  # which is stored as it is, and searches nothing
     if plan.attack == "auto":
-        members = {name: build(name, watch=watch(name), keep=keep(name)) for name in _members(plan)}
-        return attempts.ensemble(members, broken), build("noise")
+        members = {name: build(name, options=AUTO[name], watch=watch(name), keep=keep(name)) for name in _members(plan)}
+        return attempts.ensemble(members, broken), noise
     attack = build(plan.attack, options=plan.options, watch=watch(plan.attack), keep=keep(plan.attack))
     if plan.restarts > 1:
         attack = attempts.restarts(attack, plan.restarts)
-    return (attempts.smallest(attack, plan.smallest) if plan.smallest else attack), build("noise")
+    return (attempts.smallest(attack, plan.smallest) if plan.smallest else attack), noise
+
+
+def settings(plan: Plan) -> dict[str, str]:
+    """What a run folder is not to mix, for study.check_inputs: every option of every attack, defaults too, and the
+    threshold."""
+    names = _members(plan) if plan.attack == "auto" else [plan.attack]
+    told = {f"options of {name}": str(attempts.chosen_options(name, _given(plan, name))) for name in names}
+    return told | {"threshold": repr(plan.threshold)}
+
+
+def _given(plan: Plan, name: str) -> Mapping[str, Any]:
+    return AUTO[name] if plan.attack == "auto" else plan.options
 
 
 def _members(plan: Plan) -> list[str]:
@@ -139,7 +154,10 @@ def calibrated(forward: Forward, held: ImageSet, compute: Compute) -> float:
     curve = metrics.roc(said, held.labels, np.ones((len(said), 1)))
     best = float(metrics.best_threshold(curve)[0])
     if not np.isfinite(best):
-        raise InputError("no threshold can be calibrated: the validation images are of one class")
+        raise InputError(
+            "no threshold can be calibrated: the validation images are of one class, or no threshold parts them better "
+            "than chance"
+        )
     return best
 
 

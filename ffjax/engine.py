@@ -167,7 +167,7 @@ def _put(whole: Any, rows: np.ndarray, state: Any) -> Any:
 
 def _stepped(step, state, args, inputs, numbers, wait):
     """The host calls one jitted step at a time, and prepares the next inputs while it runs; infos are fetched once."""
-    one, infos = _kept if jax.default_backend() == "cpu" else _donated, []
+    one, infos = _one if jax.default_backend() == "cpu" else _donating, []
     for i in numbers:
         state, info = one(step, jnp.int32(i), state, inputs(i), args)
         if wait:
@@ -183,12 +183,12 @@ def _fused(step, state, args, inputs, numbers):
     return state, jax.device_get(infos)
 
 
-def _one(step, i, state, x, args):
+def _called(step, i, state, x, args):
     return step(i, state, x, *args)
 
 
-_donated = jax.jit(_one, static_argnums=0, donate_argnums=2)
-_kept = jax.jit(_one, static_argnums=0)
+_donating = jax.jit(_called, static_argnums=0, donate_argnums=2)
+_one = jax.jit(_called, static_argnums=0)
 """On CPU a step that may write over the state it reads copies that first: half as long again for APGD on Meso-4."""
 
 

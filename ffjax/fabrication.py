@@ -36,10 +36,16 @@ the clean verdict, or of the one that is wanted. All images of a cell are of one
 one setting. The third way, current, is the network as it is deployed."""
 
 
+Found = Mapping[str, Mapping[str, Any]]
+"""Cell's name -> fakes, reals -> `measured`."""
+BySet = Mapping[str, Found]
+
+
 class Cell(NamedTuple):
     """One attack on one list of images. side: a key of SIDES. images: at most, of each class. loss: of the verdict, one
     of LOSSES. weight: of the mask beside it: 0, the verdict alone; ALONE, the mask alone. target: a key of TARGETS, or
-    None. eps in 1/255. stop: a row that has arrived is done. gate: clean, current or target."""
+    None. eps in 1/255. gate: clean, current or target. Every row goes its steps to the end: one halted where it has
+    just arrived would lie at the boundary, and what a file leaves of it would say so, not how strong the attack is."""
 
     part: str
     side: str
@@ -50,7 +56,6 @@ class Cell(NamedTuple):
     eps: float
     steps: int
     step: float
-    stop: bool = False
     gate: str = "current"
 
     @property
@@ -75,7 +80,7 @@ class Victim(NamedTuple):
 def victim(loaded: Loaded, held: ImageSet, sure: float, compute: Compute) -> Victim:
     """The detector and what is tuned on the validation images `held`: confidence is `sure` times the median |margin| of
     those called rightly, and `least` the area at which the mask alone tells fakes best. InputError for a detector
-    without a mask."""
+    without a mask, or whose mask tells no fake from a real by its area."""
     deployed = forward(loaded)
     if jax.eval_shape(deployed, np.zeros((1, *loaded.detector.shape), np.float32)).mask is None:
         raise InputError(f"{loaded.name}: has no mask, which this experiment attacks; classnseg has")
@@ -85,8 +90,10 @@ def victim(loaded: Loaded, held: ImageSet, sure: float, compute: Compute) -> Vic
         raise InputError("validation needs images of both classes, and some that are called rightly")
     areas = evaluate.forged(deployed, held.images, compute).mean(axis=(1, 2))
     least = float(metrics.best_threshold(metrics.roc(areas, held.labels, np.ones((len(said), 1))))[0])
+    if not np.isfinite(least):
+        raise InputError(f"{loaded.name}: no area of its mask tells validation's fakes from reals better than chance")
     confidence = sure * float(np.median(np.abs(said[right])))
-    return Victim(deployed, cache(lambda gate: forward(loaded, gate)), 0.0, confidence, float(np.clip(least, 0, 1)))
+    return Victim(deployed, cache(lambda gate: forward(loaded, gate)), 0.0, confidence, least)
 
 
 def has_gate(loaded: Loaded) -> bool:
@@ -124,6 +131,12 @@ def pooled(tests: Mapping[str, ImageSet], most: int) -> ImageSet:
 def subject(cell: Cell, data: ImageSet) -> ImageSet:
     """The cell's images: of its side, at most so many a class, drawn once and for all."""
     return sets.limited(data, cell.images, SIDES[cell.side])
+
+
+def check_targets(cells: Sequence[Cell], data: ImageSet, seed: int) -> None:
+    """InputError for a wanted mask that the images of a cell do not allow, before any is attacked."""
+    for cell in cells:
+        _wanted(cell, subject(cell, data), seed)
 
 
 def attack(
@@ -197,8 +210,8 @@ def _runners(victim: Victim, name: str, compute: Compute) -> Callable[[Cell], tu
     """cell -> its attack and noise. Cells that differ in images, bound or wanted mask alone share their programs."""
 
     @cache
-    def made(loss: str, weight: float, steps: int, step: float, stop: bool, gate: str) -> Runner:
-        options, aim = {"steps": steps, "step": step, "stop": stop}, _goal(victim, loss, weight)
+    def made(loss: str, weight: float, steps: int, step: float, gate: str) -> Runner:
+        options, aim = {"steps": steps, "step": step, "stop": False}, _goal(victim, loss, weight)
         return attempts.named(name, "linf", lambda _: aim, victim.through(gate), compute, options)
 
     @cache
@@ -207,7 +220,7 @@ def _runners(victim: Victim, name: str, compute: Compute) -> Callable[[Cell], tu
         return attempts.named("noise", "linf", lambda _: aim, victim.forward, compute)
 
     def both(cell: Cell) -> tuple[Runner, Runner]:
-        attack = made(cell.loss, cell.weight, cell.steps, cell.step, cell.stop, gate(cell))
+        attack = made(cell.loss, cell.weight, cell.steps, cell.step, gate(cell))
         return attack, noise(cell.target is None)
 
     return both
@@ -280,11 +293,20 @@ def clean(tests: Mapping[str, ImageSet], victim: Victim, compute: Compute) -> di
     return found
 
 
-def results(rows: Mapping[str, Sequence[Row]], victim: Victim) -> dict[str, dict[str, Any]]:
+def results(rows: Mapping[str, Sequence[Row]], victim: Victim) -> Found:
     """Cell's name -> fakes, reals -> `measured`."""
     return {
         name: {side: measured(found, label, victim) for side, label in (("fakes", 1), ("reals", 0))}
         for name, found in rows.items()
+    }
+
+
+def by_set(cells: Sequence[Cell], rows: Mapping[str, Sequence[Row]], sets: Sequence[str], victim: Victim) -> BySet:
+    """Set -> `results` of those rows of the verdict cells that `pooled` took from it."""
+    names = [cell.name for cell in cells if cell.part == "verdict"]
+    return {
+        one: results({name: [row for row in rows[name] if row["name"].startswith(f"{one}/")] for name in names}, victim)
+        for one in sets
     }
 
 

@@ -1,10 +1,12 @@
-"""Which cells `experiments.huang_iap` fills: bounds, steps, wanted masks, weights and gates."""
+"""Which cells `experiments.huang_iap` fills: bounds, steps, wanted masks, weights and gates; and how its tables
+group them."""
 
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from ffjax.errors import InputError
-from ffjax.fabrication import ALONE, LOSSES, Cell
+from ffjax.fabrication import ALONE, LOSSES, SIDES, Cell, Found
 from ffjax.targets import TARGETS
 
 LONG = 20
@@ -52,7 +54,7 @@ def plan(config: IapConfig, images: int, gates: bool) -> list[Cell]:
 
     def verdict(loss: str, steps: int, eps: float) -> Cell:
         most = images if steps <= LONG else min(images, config.long_images)
-        return Cell("verdict", "both", most, loss, 0, None, eps, steps, config.step, stop=True)
+        return Cell("verdict", "both", most, loss, 0, None, eps, steps, config.step)
 
     def masked(part: str, scene: tuple[str, float], eps: float, most: int, gate: str = "current") -> Cell:
         side, target = scene[0].split(":")
@@ -92,3 +94,25 @@ def check(config: IapConfig) -> None:
             raise InputError(f"{name}: must be at least {least}, got {getattr(config, name):g}")
     if not 0 < config.step <= 2:
         raise InputError(f"step: a share of the bound in (0, 2], got {config.step:g}")
+
+
+def by_class(cells: Sequence[Cell], found: Found) -> Iterator[tuple[Cell, str, Mapping[str, Any]]]:
+    """Each cell once a class that it has images of: cell, fakes or reals, `fabrication.measured`."""
+    for cell in cells:
+        for side in ("fakes", "reals"):
+            if set(SIDES[side]) <= set(SIDES[cell.side]) and found[cell.name][side]["n"]:
+                yield cell, side, found[cell.name][side]
+
+
+def sweeps(cells: Sequence[Cell], found: Found) -> dict[tuple[str, str, float], list[Cell]]:
+    """(side, target, eps) -> its joint cells in order of weight; those without an image left out."""
+    groups: dict[tuple[str, str, float], list[Cell]] = {}
+    for cell in sorted((cell for cell in cells if cell.part == "joint"), key=lambda cell: cell.weight):
+        if found[cell.name][cell.side]["n"]:
+            groups.setdefault((cell.side, str(cell.target), cell.eps), []).append(cell)
+    return groups
+
+
+def weight(cell: Cell) -> str:
+    """Of the mask, in words."""
+    return "mask alone" if cell.weight == ALONE else "verdict alone" if cell.weight == 0 else f"weight {cell.weight:g}"

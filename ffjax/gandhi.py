@@ -113,6 +113,12 @@ def cells(medians: Mapping[str, float], setting: Setting) -> list[Cell]:
     return found
 
 
+def settings() -> dict[str, str]:
+    """Of both attacks, for study.check_inputs: what no flag of the driver says."""
+    plans = [cell.plan for cell in cells({"source": 1.0}, Setting(multiples=()))]
+    return {name: told for plan in plans for name, told in campaign.settings(plan).items()}
+
+
 def lines(setting: Setting) -> list[Line]:
     """The rows of the table, Carlini-Wagner's: the literal kappa counted in both ways, and every multiple."""
     literal = f"cw-k{setting.kappa:g}"
@@ -144,7 +150,7 @@ def clean(said: np.ndarray, data: ImageSet) -> dict[str, Estimate]:
     shares = {name: found[f"clean_{name}"] for name in ("balanced_accuracy", "accuracy", "auc")}
     sides = [(data.labels == label, name) for label, name in ((1, "fake_accuracy"), (0, "real_accuracy"))]
     return shares | {
-        name: metrics.average(((said > 0) == (data.labels == 1))[side].astype(float), data.groups[side])
+        name: metrics.share(((said > 0) == (data.labels == 1))[side].astype(float), data.groups[side])
         for side, name in sides
     }
 
@@ -227,7 +233,7 @@ def said(row: Row, cell: Cell, line: Line, network: str, kind: str, form: str) -
 def accuracy(rows: Sequence[Row], cell: Cell, line: Line, network: str, kind: str, form: str) -> Estimate:
     """The share of the attacked fakes that `network` still calls fake."""
     right = [said(row, cell, line, network, kind, form) > 0 for row in rows]
-    return metrics.average(np.array(right, float), np.array([row["group"] for row in rows]))
+    return metrics.share(np.array(right, float), np.array([row["group"] for row in rows]))
 
 
 class Entry(NamedTuple):

@@ -53,6 +53,10 @@ def differs(data: str, size: int, fakes: tuple[int, int, int], setting: Setting,
             f"Carlini-Wagner: {setting.searches} constants of at most {setting.inner} steps; "
             f"theirs {paper.searches} of {paper.inner} [C], and may reach further or nearer. "
         )
+    told += (
+        "Intervals are over identities; one training, one attack seed and one noise draw. An FGSM step that lowers the "
+        "source's own loss is taken back, here alone. "
+    )
     return told + "Storage behind the published figures: not known; their code writes JPEG [C]."
 
 

@@ -61,7 +61,7 @@ def attack(
     Returns the ledger's rows, one an image: see `_row`. Rows are a function of image, settings and seed alone.
     """
     rows = ledger.read(path)
-    known = {row["id"] for row in rows}
+    known = _known(path, rows, data)
     clean = margins(forward, data.images, compute)
     right = (clean > threshold) == (data.labels == 1)
     for ids in _batches(np.array([i for i in range(len(clean)) if i not in known], int), compute.batch, right):
@@ -79,9 +79,8 @@ def attack(
             said = _over(stored, lambda images: margins(forward, images, compute))
             seen = {name: _over(stored, partial(look, batch)) for name, look in looks.items()}
             for k, i in enumerate(chosen):
-                row = _row(data, i, _of(result, k), _at(said, k)) | {
-                    name: _at(found, k) for name, found in seen.items()
-                }
+                row = _row(data, i, _of(result, k), _at(said, k)) | {"noise_distance": float(drawn.distance[k])}
+                row |= {name: _at(found, k) for name, found in seen.items()}
                 new.append(row | {"seconds": round(seconds, 4)} | note(int(i)))
             keep(chosen, result)
         ledger.append(path, new)
@@ -91,11 +90,30 @@ def attack(
     return sorted(rows, key=lambda row: row["id"])
 
 
+def _known(path: Path, rows: Sequence[Row], data: ImageSet) -> set[int]:
+    """The images that the ledger holds. InputError for a line that is of no image of the set, or of one twice."""
+    known: set[int] = set()
+    for number, row in enumerate(rows, start=1):
+        i = row.get("id")
+        if not isinstance(i, int) or not 0 <= i < len(data.labels) or row.get("name") != data.names[i]:
+            raise InputError(f"{path}: line {number} is of no image of this set")
+        if i in known:
+            raise InputError(f"{path}: line {number} is of image {i}, which another line is of (two runs at once?)")
+        known.add(i)
+    return known
+
+
 def check_qualities(qualities: Sequence[int]) -> None:
     """InputError for what JPEG has no such quality of."""
     wrong = [quality for quality in qualities if not 1 <= quality <= 100]
     if wrong:
         raise InputError(f"jpeg: qualities are whole numbers from 1 to 100, got {wrong[0]}")
+
+
+def check_seed(seed: int) -> None:
+    """InputError for what is no seed."""
+    if not 0 <= seed < 1 << 32:
+        raise InputError(f"seed: must be from 0 to 2^32 - 1, got {seed}")
 
 
 def summary(rows: Sequence[Row], threshold: float, resamples: int = 1000) -> dict[str, Any]:
@@ -108,7 +126,7 @@ def summary(rows: Sequence[Row], threshold: float, resamples: int = 1000) -> dic
     """
     labels, groups = (np.array([row[name] for row in rows]) for name in ("label", "group"))
     attacked = np.array(["success" in row for row in rows])
-    share = partial(metrics.average, resamples=resamples)
+    share = partial(metrics.share, resamples=resamples)
     broken = np.array([row.get("success", False) for row in rows])
     found: dict[str, Any] = {
         "clean_accuracy": share(attacked.astype(float), groups),

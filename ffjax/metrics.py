@@ -107,6 +107,17 @@ def average(values: np.ndarray, groups: np.ndarray, resamples: int = 1000, seed:
     return _estimate(means, len(values), len(np.unique(groups)) > 1)
 
 
+def share(values: np.ndarray, groups: np.ndarray, resamples: int = 1000, seed: int = 0) -> Estimate:
+    """The average of values (N,) in [0, 1]; where all are 0, or all 1, no resample differs, and the interval is the
+    exact one over the G groups (Clopper and Pearson): from 0.025^(1/G) to 1, or from 0 to 1 - 0.025^(1/G)."""
+    found = average(values, groups, resamples, seed)
+    several = len(np.unique(groups))
+    if several < 2 or not (np.all(values == 0) or np.all(values == 1)):
+        return found
+    least = (LEVELS[0] / 100) ** (1 / several)
+    return found._replace(low=least, high=1.0) if found.value else found._replace(low=0.0, high=1 - least)
+
+
 def plain(found: Mapping[str, Estimate]) -> dict[str, dict[str, float | None]]:
     """For JSON, which has no NaN: what is undefined is null."""
     return {name: {k: None if v != v else v for k, v in e._asdict().items()} for name, e in found.items()}

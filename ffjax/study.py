@@ -4,9 +4,10 @@ import hashlib
 import json
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
 
 import jax
 import numpy as np
@@ -53,19 +54,30 @@ def save_networks(folder: Run, loaded: Sequence[Loaded]) -> list[str]:
     ]
 
 
-def check_inputs(folder: Run, networks: dict[str, Source], sets: dict[str, dict[str, ImageSet]]) -> None:
-    """inputs.json: a digest of every detector's weights and every set's images, at the first start; at later ones
-    InputError if any has changed, since what an earlier start left would no longer fit. sets: split -> name -> images.
+def check_inputs(
+    folder: Run,
+    networks: dict[str, Source],
+    sets: dict[str, dict[str, ImageSet]],
+    settings: Mapping[str, str] = MappingProxyType({}),
+) -> None:
+    """inputs.json: a digest of every detector's weights and every set's images and masks, at the first start; at later
+    ones InputError if any has changed, since what an earlier start left would no longer fit. sets: split -> name ->
+    images. settings: what else must be as it was, such as defaults, which config.json does not hold.
     """
     found = {f"weights of {name}": digest(jax.tree.leaves(source.forward)) for name, source in networks.items()}
     for split, data in sets.items():
-        found |= {f"{split} images of {name}": digest([x.images, x.labels, x.groups]) for name, x in data.items()}
+        found |= {f"{split} images of {name}": digest(_content(x)) for name, x in data.items()}
+    found |= settings
     path = folder / "inputs.json"
     before = json.loads(path.read_text()) if path.exists() else found
     changed = [name for name in found if before.get(name) != found[name]]
     if changed:
         raise InputError(f"{folder.folder}: the {changed[0]} have changed since this run began; give another --out")
     run.write_json(path, found)
+
+
+def _content(data: ImageSet) -> list[np.ndarray]:
+    return [x for x in (data.images, data.labels, data.groups, data.masks) if x is not None]
 
 
 def digest(arrays: Sequence) -> str:

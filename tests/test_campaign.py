@@ -97,7 +97,7 @@ def test_cut_at_any_chunk_it_goes_on_to_the_ledger_of_a_run_that_was_not(name, t
 
 @pytest.mark.slow
 def test_an_ensemble_cut_in_any_member_goes_on_and_says_who_broke_what(tmp_path, monkeypatch):
-    monkeypatch.setattr(campaign, "AUTO", ("apgd_ce", "apgd", "fab"))
+    monkeypatch.setattr(campaign, "AUTO", {"apgd_ce": {}, "apgd": {}, "fab": {}})
     compute = Compute(batch=32, least=32, chunk=25, snapshot=25, devices=1, execution="stepped")
     plan, heard = Plan("auto", "linf", {}), []
     whole = attacked(tmp_path / "whole", plan, cut_at(0, heard), compute, eps=EPS / 4)
@@ -270,8 +270,17 @@ def test_a_robust_accuracy_is_never_bare_where_a_flag_is_raised(flags, tmp_path)
         assert all(f"flag {name}: {told}" in said.getvalue() for name, told in flags.items())
 
 
+def test_settings_name_every_option_defaults_too_and_the_ensembles_budgets():
+    told = campaign.settings(Plan("pgd", "linf", {"steps": 7}, threshold=0.25))
+    assert told == {"options of pgd": "{'steps': 7, 'step': 0.1, 'stop': True}", "threshold": "0.25"}
+    members = campaign.settings(Plan("auto", "linf", {}))
+    assert len(members) == 5 and "'steps': 5000" in members["options of square"]
+
+
 def test_what_is_not_known_is_refused_before_anything_is_loaded():
     for plan, message in (
+        (Plan("auto", "linf", {}, restarts=2), "auto has no options, loss, restarts"),
+        (Plan("bim", "linf", {}, restarts=2), "bim starts from the clean image and draws nothing"),
         (Plan("pgdd", "linf", {}), "unknown attack"),
         (Plan("auto", "l0", {}), "auto knows no l0"),
         (Plan("pgd", "linf", {"stesp": 1}), "unknown option"),

@@ -47,9 +47,9 @@ def picture(count: int = 40, seed: int = 0):
 DATA = picture()
 VICTIM = fabrication.victim(LOADED, picture(seed=1), 1.0, COMPUTE)
 CELLS = [
-    Cell("verdict", "both", 99, "activation", 0, None, 16, 3, 0.5, stop=True),
+    Cell("verdict", "both", 99, "target_ce", 0, None, 120, 3, 0.5),
     Cell("mask", "fakes", 99, "none", ALONE, "all_real", 120, 3, 0.5),
-    Cell("joint", "reals", 6, "target_ce", 1.0, "disc", 64, 3, 0.5),
+    Cell("joint", "reals", 6, "activation", 1.0, "disc", 64, 3, 0.5),
 ]
 
 
@@ -72,6 +72,12 @@ def test_each_cell_attacks_its_own_images(rows):
     assert {row["label"] for row in verdict} == {0, 1} and len(verdict) == 40
     assert {row["label"] for row in mask} == {1} and len(mask) == 20
     assert {row["label"] for row in joint} == {0} and len(joint) == 6
+
+
+def test_every_attack_goes_on_to_its_end(rows):
+    tried = [(cell, row) for cell in CELLS for row in rows[cell.name] if "success" in row]
+    assert all(row["gradients"] == cell.steps for cell, row in tried)
+    assert any(row["success"] for cell, row in tried if cell.part == "verdict")  # some arrive before their last step
 
 
 def test_what_is_written_of_a_mask_is_what_the_toy_shows(rows):
@@ -129,6 +135,27 @@ def test_killed_anywhere_it_ends_with_the_same_rows(rows, tmp_path):
     assert first.read_bytes() == before and len(second.read_text().splitlines()) == 20
 
 
+def test_sets_are_told_apart_by_their_images(tmp_path):
+    data = fabrication.pooled({"a": picture(8), "b": picture(6, seed=3)}, 7)
+    rows = fabrication.attack(CELLS[:2], tmp_path, data, VICTIM, "bim", (), 0, COMPUTE)
+    apart = fabrication.by_set(CELLS[:2], rows, ("a", "b"), VICTIM)
+    verdict = CELLS[0].name
+    assert [list(found) for found in apart.values()] == [[verdict], [verdict]]
+    counts = {name: [found[verdict][side]["n"] for side in ("fakes", "reals")] for name, found in apart.items()}
+    assert counts == {"a": [4, 4], "b": [3, 3]}
+    margins = [row["margins"]["attacked"]["float"] for row in rows[verdict] if row["id"] >= 8 and row["label"] == 1]
+    assert apart["b"][verdict]["fakes"]["is"]["attacked"]["float"]["wrong"].value == np.mean(np.array(margins) <= 0)
+
+
+def test_masks_that_the_images_do_not_allow_are_told_of_any_cell():
+    one = DATA._replace(groups=np.zeros_like(DATA.groups))
+    cells = [*CELLS, Cell("mask", "fakes", 99, "none", ALONE, "another", 4, 3, 0.5)]
+    fabrication.check_targets(cells, DATA, 0)
+    fabrication.check_targets(CELLS, one, 0)
+    with pytest.raises(InputError, match="one has 20 of 20 images"):
+        fabrication.check_targets(cells, one, 0)
+
+
 def test_results_are_json_and_undefined_numbers_null(rows):
     found = fabrication.results(rows, VICTIM)
     one = fabrication.as_json(CELLS, found, VICTIM, lines={"verdict": "told"})
@@ -151,6 +178,13 @@ def test_a_detector_without_a_mask_is_refused():
     plain = LOADED._replace(detector=toys.TOY, variables=toys.TOY.init(jax.random.key(0)))
     with pytest.raises(InputError, match="toy: has no mask"):
         fabrication.victim(plain, DATA, 1.0, COMPUTE)
+
+
+def test_a_mask_whose_area_tells_nothing_is_refused():
+    held = picture(seed=1)
+    same = held._replace(images=held.images[np.arange(40) // 2 * 2], labels=held.labels)
+    with pytest.raises(InputError, match="toy: no area of its mask tells"):
+        fabrication.victim(LOADED, same, 1.0, COMPUTE)
 
 
 def test_pooled_sets_keep_identities_apart_and_take_the_first_set_first():

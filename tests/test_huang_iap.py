@@ -13,6 +13,7 @@ from PIL import Image
 
 from experiments import huang_iap
 from ffjax import detectors, evaluate
+from ffjax import fabrication_tables as tables
 from ffjax.detectors import weights
 from ffjax.engine import Compute
 
@@ -38,6 +39,7 @@ def ground(tmp_path_factory) -> Path:
         variables["params"]["encode9"]["bn"]["bias"] = bias
         said = evaluate.margins(jax.tree_util.Partial(network.apply, variables), images, Compute(batch=36))
     assert 12 <= np.sum(said > 0) <= 24
+    variables["params"]["mask"]["kernel"] *= -1  # else fakes would be shown smaller than reals, and it be refused
     weights.save(folder / "net.safetensors", variables, {"arch": "classnseg", "size": SIZE})
     forged = np.zeros((SIZE, SIZE), np.uint8)
     forged[8:20, 8:20] = 255
@@ -66,9 +68,10 @@ def test_it_prints_every_table_and_taken_up_again_ends_with_the_same(ground, tmp
         assert title in told
     assert "5. Survival" in told and "6. Heads that disagree" in told
     assert "detector not competent" in told  # random weights: their masks overlap nothing
-    assert "Published figures: not found" in told and "Claim: individual perturbations fabricate the verdict." in told
+    assert "Nothing is claimed" in told and "Claim:" not in told and tables.LIMITS in told
+    assert "Fewer than 200 images a class" in told
     results = json.loads((out / "results.json").read_text())
-    assert results["competent"] is False and set(results["lines"]) == {
+    assert results["competent"] is False and "clean mask IoU" in results["lacking"] and set(results["lines"]) == {
         "verdict", "mask", "joint", "gate", "storage", "disagree"
     }  # fmt: skip
     assert (out / "figures/front.png").stat().st_size > 10_000
@@ -120,3 +123,12 @@ def test_what_cannot_be_done_is_told_in_one_line_and_nothing_is_made(
 ):
     assert message in refusal(monkeypatch, capsys, huang_iap, words(ground, tmp_path / "out", *more))
     assert not (tmp_path / "out").exists()
+
+
+def test_masks_of_another_identity_that_there_are_not_are_told_before_any_attack(ground, tmp_path, monkeypatch, capsys):
+    listed = list(csv.reader((ground / "labels.csv").read_text().splitlines()))
+    with (ground / "one.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([*row[:3], "same", row[4]] if row[2] == "test" else row for row in listed)
+    more = words(ground, tmp_path / "out", "--data", str(ground / "one.csv"))
+    said = refusal(monkeypatch, capsys, huang_iap, more)
+    assert "masks of another identity: one has" in said and not (tmp_path / "out").exists()

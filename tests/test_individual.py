@@ -8,6 +8,7 @@ import toys
 
 from ffjax import attempts, campaign, goals, individual, ledger
 from ffjax.engine import Compute
+from ffjax.errors import InputError
 from ffjax.objectives import margin
 
 COMPUTE = Compute(batch=8, least=8, devices=1)
@@ -108,6 +109,24 @@ def test_nothing_called_rightly_is_no_error(data, tmp_path):
     rows = run(tmp_path / "ledger.jsonl", wrong._replace(labels=wrong.labels.astype(np.int32)))
     found = individual.summary(rows, 0.0, resamples=20)
     assert found["counts"]["attacked"] == 0 and found["clean_accuracy"].value == 0 and found["all"] == {}
+
+
+def test_a_ledger_of_other_images_or_of_one_twice_is_refused(rows, data, tmp_path):
+    path = tmp_path / "ledger.jsonl"
+    for wrong, message in (
+        (rows[:3] + rows[1:2], "line 4 is of image 1, which another line is of"),
+        ([rows[0] | {"name": "another"}], "line 1 is of no image of this set"),
+        ([rows[0] | {"id": 30}], "line 1 is of no image"),
+        ([{"id": None}], "line 1 is of no image"),
+    ):
+        path.unlink(missing_ok=True)
+        ledger.append(path, wrong)
+        with pytest.raises(InputError, match=message):
+            run(path, data)
+
+
+def test_the_ledger_says_how_large_the_noise_was(rows):
+    assert all(row["noise_distance"] == pytest.approx(EPS) for row in rows if "success" in row)
 
 
 def test_the_noise_beside_a_minimal_attack_has_each_images_own_distance(data, tmp_path):

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
+from scipy.stats import binomtest
 from sklearn import metrics as sk
 
 from ffjax import imagequality, metrics
@@ -240,6 +241,17 @@ def test_the_average_has_the_interval_of_its_clusters_and_json_knows_no_nan():
     np.testing.assert_allclose((found.low, found.high), np.percentile(means, metrics.LEVELS))
     alone = metrics.average(values, np.zeros(60, int))
     assert metrics.plain({"x": alone}) == {"x": {"value": 29.5, "low": None, "high": None, "n": 60}}
+
+
+def test_a_share_of_all_or_nothing_has_the_exact_interval_of_its_groups():
+    groups = np.repeat(np.arange(10), 3)
+    every, none = (metrics.share(np.full(30, value), groups) for value in (1.0, 0.0))
+    exact = binomtest(10, 10).proportion_ci(0.95, "exact")
+    assert (every.value, none.value, every.n) == (1, 0, 30)
+    np.testing.assert_allclose((every.low, every.high, none.low, none.high), (exact.low, 1, 0, 1 - exact.low))
+    some = np.arange(30) % 4 == 0
+    assert metrics.share(some.astype(float), groups) == metrics.average(some.astype(float), groups)
+    assert math.isnan(metrics.share(np.ones(3), np.zeros(3, int)).low)
 
 
 def test_a_perfect_and_an_inverted_detector():

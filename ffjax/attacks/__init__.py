@@ -10,29 +10,30 @@ from ffjax.types import Process
 class Attack(NamedTuple):
     """build(goal, norm, **options) -> Process. norms: those it knows. bound: 'fixed', the strongest inside eps, or
     'minimal', the smallest that succeeds (eps then only cuts off what counts). needs: what it must see of the detector.
-    loss: the verdict loss it was published with (goals.VERDICT_LOSSES)."""
+    loss: the verdict loss it was published with (goals.VERDICT_LOSSES). seeded: another seed gives another result."""
 
     build: Callable[..., Process]
     norms: tuple[str, ...] = ("linf", "l2")
     bound: Literal["fixed", "minimal"] = "fixed"
     needs: Literal["gradients", "scores", "decisions"] = "gradients"
     loss: str = "margin"
+    seeded: bool = True
 
 
 ATTACKS: dict[str, Attack] = {
     "noise": Attack(noise.noise, ("linf", "l2", "l1", "l0"), needs="decisions"),
-    "fgsm": Attack(fast_gradient.fgsm, loss="ce"),
-    "bim": Attack(fast_gradient.bim, ("linf", "l2", "l1"), loss="ce"),
+    "fgsm": Attack(fast_gradient.fgsm, loss="ce", seeded=False),
+    "bim": Attack(fast_gradient.bim, ("linf", "l2", "l1"), loss="ce", seeded=False),
     "pgd": Attack(fast_gradient.pgd, ("linf", "l2", "l1")),
     "eot_pgd": Attack(fast_gradient.eot_pgd),
     "adam_pgd": Attack(fast_gradient.adam_pgd, ("linf", "l2", "l1")),
     "apgd": Attack(apgd.apgd, ("linf", "l2", "l1")),
     "apgd_ce": Attack(apgd.apgd, ("linf", "l2", "l1"), loss="ce"),
-    "mi_fgsm": Attack(fast_gradient.mi_fgsm, loss="ce"),
-    "ni_fgsm": Attack(fast_gradient.ni_fgsm, loss="ce"),
+    "mi_fgsm": Attack(fast_gradient.mi_fgsm, loss="ce", seeded=False),
+    "ni_fgsm": Attack(fast_gradient.ni_fgsm, loss="ce", seeded=False),
     "di_fgsm": Attack(fast_gradient.di_fgsm, loss="ce"),
-    "ti_fgsm": Attack(fast_gradient.ti_fgsm, loss="ce"),
-    "si_fgsm": Attack(fast_gradient.si_fgsm, loss="ce"),
+    "ti_fgsm": Attack(fast_gradient.ti_fgsm, loss="ce", seeded=False),
+    "si_fgsm": Attack(fast_gradient.si_fgsm, loss="ce", seeded=False),
     "vmi_fgsm": Attack(fast_gradient.vmi_fgsm, loss="ce"),
     "nes": Attack(fast_gradient.nes, needs="scores"),
     "spsa": Attack(fast_gradient.spsa, needs="scores"),

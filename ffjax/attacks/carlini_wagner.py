@@ -130,7 +130,8 @@ def cw(
         gradient = (2 * delta - trail.wide(pull, delta) * slope.gradient) * widening(images)
         direction, adam = jax.vmap(rule.update)(gradient, at.adam)
         if plan.scaled:
-            at = at._replace(rate=jnp.where(at.inner == 0, longest(images, slope, kappa, rate), at.rate))
+            clean = (at.tried == 0) & (at.inner == 0)
+            at = at._replace(rate=jnp.where(clean, longest(images, slope, kappa, rate), at.rate))
         w = within(at.w - trail.wide(at.rate, at.w) * jnp.asarray(direction))
         at = at._replace(w=w, adam=adam, found=at.found | full)
         at, over = counted(at, loss, inner, abort, patience)
@@ -151,11 +152,12 @@ def first(w: Array, plan: Search, rule: Rule, rate: float) -> Position:
 
 
 def longest(images: Array, slope: Slope, kappa: float, rate: float) -> Array:
-    """(B,): the rate of steps as long as the way to the objective's kappa where it rises most, but no more than rate.
-    A step of Adam moves every component by up to its slope times the rate."""
+    """(B,): the rate of steps as long as the way to the objective's kappa where it rises most; at most rate, and at
+    least a thousandth of it, for what lies on the boundary. A step of Adam moves every component by up to its slope
+    times the rate."""
     rise = jnp.sqrt(jnp.sum(jnp.square(slope.gradient), axis=(1, 2, 3)))
     reach = jnp.sqrt(jnp.sum(jnp.square(widening(images)), axis=(1, 2, 3)))
-    return jnp.minimum(rate, jnp.maximum(kappa - slope.objective, 0) / jnp.maximum(rise * reach, TINY))
+    return jnp.clip(jnp.abs(kappa - slope.objective) / jnp.maximum(rise * reach, TINY), rate / 1000, rate)
 
 
 def counted(at: Position, loss: Array, inner: int, abort: float, patience: int) -> tuple[Position, Array]:

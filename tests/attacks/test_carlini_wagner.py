@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections import OrderedDict
 
 import interior
 import jax
@@ -188,6 +189,20 @@ def test_a_step_is_no_longer_than_the_way_to_the_boundary_unless_the_rate_is_lit
     np.testing.assert_allclose(length(scaled=False), 0.1, rtol=0.1)  # 0.01 of half of 21
     np.testing.assert_allclose(length(), distances, rtol=0.02)
     assert distances.max() < 0.05
+
+
+@pytest.mark.parametrize("search", ["original", "gandhi"])
+def test_an_image_on_the_very_boundary_is_not_stuck(search):
+    """A real of margin 0 is called rightly, and a step as long as the way would be none."""
+    grey = Batch(np.full((4, *toys.SHAPE), 0.5, np.float32), np.zeros(4, np.int32), np.arange(4, dtype=np.int32))
+
+    def forward(images):
+        said = jnp.sum((images - 0.5) * interior.W[None], axis=(1, 2, 3))
+        return Outputs(jnp.stack([0 * said, said], 1), None, OrderedDict())
+
+    options = {"search": search, "searches": 4, "inner": 100, "scaled": True}
+    result = attacked(grey, jax.tree_util.Partial(forward), **options)
+    assert result.success.all() and 0 < result.distance.max() < 0.05
 
 
 def test_a_rate_far_too_long_for_the_boundary_still_finds_it():

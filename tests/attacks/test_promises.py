@@ -59,6 +59,16 @@ def test_results_lie_in_ball_and_box_and_say_what_is_so(name, norm, attacked):
     np.testing.assert_array_equal(result.success_8bit[sure], stored[sure] > 0)
 
 
+@pytest.mark.parametrize("norm", ATTACKS["noise"].norms)
+def test_noise_has_the_size_it_is_said_to_have(norm, attacked):
+    """Of an image that it does not turn too: what is shown beside an attack must not be the clean image."""
+    _, batch, result = attacked("noise", norm)
+    said = np.asarray(margin(toys.forward()(batch.images))) > 0
+    right = said == (batch.labels == 1)
+    assert right.any() and not result.success.all()
+    np.testing.assert_allclose(result.distance[right], cases.EPS[norm], rtol=0.01)
+
+
 def test_what_is_judged_as_stored_is_bit_for_bit_what_the_file_holds():
     levels = np.arange(256, dtype=np.uint8)
     near = np.clip(codecs.to_float(levels)[:, None] + np.linspace(-0.49, 0.49, 5, dtype=np.float32) / 255, 0, 1)
@@ -69,8 +79,9 @@ def test_what_is_judged_as_stored_is_bit_for_bit_what_the_file_holds():
 @every
 def test_it_does_something_and_failures_are_no_worse_than_clean(name, norm, attacked):
     _, batch, result = attacked(name, norm)
-    if name != "noise":  # which is no attack
-        assert 0.05 < result.success.mean() <= 1, "choose another bound in cases.EPS"
+    if name == "noise":  # which is no attack
+        return
+    assert 0.05 < result.success.mean() <= 1, "choose another bound in cases.EPS"
     clean = goals.verdict(ATTACKS[name].loss).objective(toys.forward()(batch.images), batch)
     if ATTACKS[name].bound == "fixed":
         assert np.all(result.loss[~result.success] >= np.asarray(clean)[~result.success] - 1e-5)
