@@ -42,13 +42,16 @@ TASKS: dict[str, Task] = {
     "fab-l2": Task("fab", "l2", {"steps": 100}),
     "fab-l1": Task("fab", "l1", {"steps": 100}),
     "cw-l2": Task("cw", "l2", {"searches": 9, "inner": 1000, "rate": 0.01, "initial": 1e-3}, most=32),
+    "cw-l2-near": Task("cw", "l2", {"searches": 9, "inner": 1000, "rate": 1e-3, "initial": 1e-3}, most=32),
     "square-linf": Task("square", "linf", {"steps": 1000, "share": 0.8}, most=96),
     "square-l2": Task("square", "l2", {"steps": 1000, "share": 0.8}, most=96),
     "boundary-l2": Task("boundary", "l2", {"steps": 2000}, most=32),
     "hop_skip_jump-l2": Task("hop_skip_jump", "l2", {"steps": 2000}, most=32),
     "hop_skip_jump-linf": Task("hop_skip_jump", "linf", {"steps": 2000}, most=32),
 }
-"""What every contender runs with the same numbers; each attack of ffjax that some peer has."""
+"""What every contender runs with the same numbers; each attack of ffjax that some peer has. cw-l2-near: at a rate that
+suits boundaries as near as the shipped detectors', so that no peer is behind for its learning rate, as all are at the
+published one, which ffjax takes for the longest it may step."""
 
 FIRST = {"linf": 1 / 255, "l2": 0.25, "l1": 5.0, "l0": 20.0}
 """Where the search for the bound begins."""

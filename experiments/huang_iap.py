@@ -77,7 +77,8 @@ def main(cfg: Config) -> None:
         clean = fabrication.clean(tests | {"attacked": data}, victim, cfg.compute)
     lacking = tables.show_clean(console, clean, victim, COMPETENT)
     folder = run.open_run(cfg.out, cfg)
-    study.check_inputs(folder, study.networks([loaded], size), {"test": {"attacked": data}})
+    seen = {"test": {"attacked": data}, "validation": {"held": held}}
+    study.check_inputs(folder, study.networks([loaded], size), seen, fabrication.settings(cfg.iap.attack))
     for warning in study.save_networks(folder, [loaded]):
         console.print(f"[yellow]warning:[/] {warning}", highlight=False)
     if not gates:

@@ -139,6 +139,11 @@ def check_targets(cells: Sequence[Cell], data: ImageSet, seed: int) -> None:
         _wanted(cell, subject(cell, data), seed)
 
 
+def settings(name: str) -> dict[str, str]:
+    """Of that attack, for study.check_inputs: what no flag of the driver says."""
+    return {f"options of {name}": str(attempts.chosen_options(name, {"stop": False}))}
+
+
 def attack(
     cells: Sequence[Cell],
     folder: Path,
@@ -250,8 +255,8 @@ def measured(rows: Sequence[Row], label: int, victim: Victim) -> dict[str, Any]:
         return {"n": 0}
     groups, forms = np.array([row["group"] for row in tried]), tuple(tried[0]["margins"]["clean"])
 
-    def means(values: Mapping[str, np.ndarray]) -> dict[str, Estimate]:
-        return {name: metrics.average(value, groups) for name, value in values.items()}
+    def means(values: Mapping[str, np.ndarray], of: Callable[..., Estimate] = metrics.share) -> dict[str, Estimate]:
+        return {name: of(value, groups) for name, value in values.items()}
 
     found = {kind: {form: _values(tried, kind, form, victim) for form in forms} for kind in KINDS}
     attacked = found["attacked"]["float"]
@@ -259,7 +264,7 @@ def measured(rows: Sequence[Row], label: int, victim: Victim) -> dict[str, Any]:
     told = {
         "n": len(tried),
         "is": {kind: {form: means(found[kind][form]) for form in forms} for kind in KINDS},
-        "over": {kind: means(values) for kind, values in over.items()},
+        "over": {kind: means(values, metrics.average) for kind, values in over.items()},
     }
     if "own" in tried[0]:
         told["own"] = {kind: means(_masks(tried, "own", kind, "float")) for kind in KINDS}
@@ -289,7 +294,7 @@ def clean(tests: Mapping[str, ImageSet], victim: Victim, compute: Compute) -> di
         areas = evaluate.forged(victim.forward, data.images, compute).mean(axis=(1, 2))
         apart = masks.disagree(said, areas, victim.threshold, victim.least)
         found[name] = evaluate.clean_scores(victim.forward, data, compute)
-        found[name]["clean_disagree"] = metrics.average(apart.astype(float), data.groups)
+        found[name]["clean_disagree"] = metrics.share(apart.astype(float), data.groups)
     return found
 
 
