@@ -102,6 +102,7 @@ def _check(cfg: Config) -> None:
     if bool(cfg.detector) == (cfg.published is not None):
         raise InputError("give either --detector ARCHITECTURE:WEIGHTS-FILE or --published FOLDER, for the example")
     individual.check_qualities(cfg.jpeg)
+    individual.check_seed(cfg.seed)
     if cfg.images < 1:
         raise InputError(f"images: must be at least 1, got {cfg.images}")
 

@@ -54,9 +54,9 @@ def check(plan: Plan) -> None:
         if value < least:
             raise InputError(f"{name}: must be at least {least}, got {value}")
     if plan.attack != "auto":
+        attempts.built(plan.attack, plan.norm, partial(_goal, plan), plan.options, plan.grid)
         if plan.restarts > 1 and not ATTACKS[plan.attack].seeded:
             raise InputError(f"{plan.attack} starts from the clean image and draws nothing: restarts would repeat it")
-        attempts.built(plan.attack, plan.norm, partial(_goal, plan), plan.options, plan.grid)
     elif not _members(plan):
         raise InputError(f"attack auto knows no {plan.norm}")
 

@@ -195,7 +195,8 @@ def gate(cell: Cell) -> str:
 
 def images(cells: Sequence[Cell], data: ImageSet) -> int:
     """How many images all cells look at."""
-    return sum(len(subject(cell, data).labels) for cell in cells)
+    count = [int(np.sum(data.labels == label)) for label in (0, 1)]
+    return sum(min(cell.images, count[label]) for cell in cells for label in SIDES[cell.side])
 
 
 def _wanted(cell: Cell, data: ImageSet, seed: int) -> np.ndarray | None:

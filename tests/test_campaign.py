@@ -279,6 +279,7 @@ def test_settings_name_every_option_defaults_too_and_the_ensembles_budgets():
 
 def test_what_is_not_known_is_refused_before_anything_is_loaded():
     for plan, message in (
+        (Plan("pgdd", "linf", {}, restarts=2), "unknown attack"),
         (Plan("auto", "linf", {}, restarts=2), "auto has no options, loss, restarts"),
         (Plan("bim", "linf", {}, restarts=2), "bim starts from the clean image and draws nothing"),
         (Plan("pgdd", "linf", {}), "unknown attack"),

@@ -66,6 +66,13 @@ def timeless(rows):
     return {name: [{k: v for k, v in row.items() if k != "seconds"} for row in found] for name, found in rows.items()}
 
 
+def test_images_are_counted_as_the_cells_choose_them():
+    for cell in CELLS:
+        for count in (1, 3, 1000):
+            few = cell._replace(images=count)
+            assert fabrication.images([few], DATA) == len(fabrication.subject(few, DATA).labels)
+
+
 def test_each_cell_attacks_its_own_images(rows):
     assert list(rows) == [cell.name for cell in CELLS]
     verdict, mask, joint = rows.values()

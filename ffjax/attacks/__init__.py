@@ -10,7 +10,8 @@ from ffjax.types import Process
 class Attack(NamedTuple):
     """build(goal, norm, **options) -> Process. norms: those it knows. bound: 'fixed', the strongest inside eps, or
     'minimal', the smallest that succeeds (eps then only cuts off what counts). needs: what it must see of the detector.
-    loss: the verdict loss it was published with (goals.VERDICT_LOSSES). seeded: another seed gives another result."""
+    loss: the verdict loss it was published with (goals.VERDICT_LOSSES). seeded: another seed gives another
+    result, with default options."""
 
     build: Callable[..., Process]
     norms: tuple[str, ...] = ("linf", "l2")
@@ -40,9 +41,9 @@ ATTACKS: dict[str, Attack] = {
     "square": Attack(square.square, needs="scores"),
     "boundary": Attack(decision.boundary, ("l2",), bound="minimal", needs="decisions"),
     "hop_skip_jump": Attack(decision.hop_skip_jump, ("l2", "linf"), bound="minimal", needs="decisions"),
-    "deepfool": Attack(deepfool.deepfool, bound="minimal"),
-    "cw": Attack(carlini_wagner.cw, ("l2",), bound="minimal"),
-    "ddn": Attack(ddn.ddn, ("l2",), bound="minimal"),
-    "fmn": Attack(fmn.fmn, ("linf", "l2", "l1", "l0"), bound="minimal"),
-    "fab": Attack(fab.fab, ("linf", "l2", "l1"), bound="minimal"),
+    "deepfool": Attack(deepfool.deepfool, bound="minimal", seeded=False),
+    "cw": Attack(carlini_wagner.cw, ("l2",), bound="minimal", seeded=False),
+    "ddn": Attack(ddn.ddn, ("l2",), bound="minimal", seeded=False),
+    "fmn": Attack(fmn.fmn, ("linf", "l2", "l1", "l0"), bound="minimal", seeded=False),
+    "fab": Attack(fab.fab, ("linf", "l2", "l1"), bound="minimal", seeded=False),
 }

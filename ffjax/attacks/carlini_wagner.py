@@ -129,9 +129,9 @@ def cw(
         loss = jnp.sum(jnp.square(delta), axis=(1, 2, 3)) + pull * (kappa - slope.objective)
         gradient = (2 * delta - trail.wide(pull, delta) * slope.gradient) * widening(images)
         direction, adam = jax.vmap(rule.update)(gradient, at.adam)
-        if plan.scaled:
-            clean = (at.tried == 0) & (at.inner == 0)
-            at = at._replace(rate=jnp.where(clean, longest(images, slope, kappa, rate), at.rate))
+        if plan.scaled:  # at the first step every row stands at its clean image
+            found = jax.lax.cond(i == 0, lambda: longest(images, slope, kappa, rate), lambda: at.rate)
+            at = at._replace(rate=found)
         w = within(at.w - trail.wide(at.rate, at.w) * jnp.asarray(direction))
         at = at._replace(w=w, adam=adam, found=at.found | full)
         at, over = counted(at, loss, inner, abort, patience)

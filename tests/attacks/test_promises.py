@@ -59,6 +59,13 @@ def test_results_lie_in_ball_and_box_and_say_what_is_so(name, norm, attacked):
     np.testing.assert_array_equal(result.success_8bit[sure], stored[sure] > 0)
 
 
+@pytest.mark.parametrize("name", ATTACKS)
+def test_another_seed_gives_another_result_where_the_table_says_so(name, attacked):
+    process, batch, result = attacked(name, ATTACKS[name].norms[0])
+    other = engine.run(process, toys.forward(), batch, EPS[ATTACKS[name].norms[0]], 1, ALONE)
+    assert np.array_equal(result.images, other.images) != ATTACKS[name].seeded
+
+
 @pytest.mark.parametrize("norm", ATTACKS["noise"].norms)
 def test_noise_has_the_size_it_is_said_to_have(norm, attacked):
     """Of an image that it does not turn too: what is shown beside an attack must not be the clean image."""
