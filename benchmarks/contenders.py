@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ffjax import attempts, balls, detectors, goals
+from ffjax import attempts, balls, detectors, devices, goals
 from ffjax.attacks import ATTACKS
 from ffjax.engine import Compute
 from ffjax.errors import InputError
@@ -127,6 +127,7 @@ def _received(name: str, pipe: Connection) -> Any:
 
 def _serve(pipe: Connection, name: str, spec: str, task: Task, rows: int, restarts: int) -> None:
     """The contender's process: until the pipe is closed."""
+    devices.hold_memory()  # for the peers too, though nobody does it for their users
     try:
         attack, gradient = (_ours if name in OURS else _theirs)(name, spec, task, rows, restarts)
     except InputError as error:

@@ -128,6 +128,7 @@ def main(config: type, body: Callable[[Any], None]) -> None:
     try:
         asked = tyro.cli(config, description=sys.modules[body.__module__].__doc__)
         devices.start()
+        devices.hold_memory()
         _cache_compilations()
         body(asked)
     except InputError as error:

@@ -83,8 +83,9 @@ def charged(trail: Trail, gradients: int = 0, queries: int = 0) -> Trail:
 
 
 def kept(done: Array, old: State, new: State) -> State:
-    """Rows that were done before the step stay as they were, costs included."""
-    return jax.tree.map(lambda a, b: jnp.where(wide(done, b), a, b), old, new)
+    """Rows that were done before the step stay as they were, costs included. What no step touches is handed on as it
+    is: a choice between it and itself would be copied."""
+    return jax.tree.map(lambda a, b: b if a is b else jnp.where(wide(done, b), a, b), old, new)
 
 
 def wide(rows: Array, like: Array) -> Array:

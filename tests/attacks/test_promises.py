@@ -198,7 +198,7 @@ def test_the_compiled_step_needs_no_more_memory_for_more_steps_or_longer_chunks(
         state = jax.eval_shape(process.init, *given)
         step = engine._informed(process.step)
         if chunk == 1:
-            lowered = engine._one.lower(step, jnp.int32(0), state, None, (toys.forward(),))
+            lowered = engine._changed.lower(step, jnp.int32(0), state, None, (toys.forward(),))
         else:
             lowered = engine._chunk.lower(step, chunk, jnp.int32(0), state, None, (toys.forward(),))
         told = lowered.compile().memory_analysis()
