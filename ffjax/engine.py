@@ -204,7 +204,6 @@ def _changed(step, i, state, x, args):
     return jax.tree.map(lambda new, old: None if new is old else new, after, state), info
 
 
-
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
 def _chunk(step, count, first, state, stacked, args):
     def body(state, ix):
