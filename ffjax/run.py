@@ -17,6 +17,11 @@ import tyro
 from ffjax import devices
 from ffjax.errors import InputError
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
 HOW = ("compute", "out")
 """Fields of a config that say how or where, not what: a run may be resumed with others."""
 
@@ -50,7 +55,8 @@ def check(folder: Path, config: Any) -> None:
 
 
 def open_run(folder: Path, config: Any) -> Run:
-    """Makes the folder, or takes it up again if it was made with the same settings. InputError as `check`."""
+    """Makes the folder, or takes it up again if it was made with the same settings, for this process alone. InputError
+    as `check`, and while another process has it."""
     check(folder, config)
     run = Run(folder)
     if devices.first_host() and not (folder / "config.json").exists():
@@ -58,7 +64,28 @@ def open_run(folder: Path, config: Any) -> Run:
             write_json(run / "config.json", as_json(config))
         except OSError as error:
             raise InputError(f"{folder}: cannot be made or written ({error.strerror}); give another --out") from error
+    if devices.first_host():
+        _claim((folder / "config.json").resolve())
     return run
+
+
+def _claim(record: Path) -> None:
+    """InputError while another process has this record; whoever is killed lets go of it."""
+    if fcntl is None or record in _claimed:
+        return
+    file = os.open(record, os.O_RDONLY)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(file)
+        raise InputError(f"{record.parent}: another run is at work there; wait for it or give another --out") from None
+    except OSError:
+        pass  # a file system without locks: as before there were any
+    _claimed[record] = file
+
+
+_claimed: dict[Path, int] = {}
+"""The records of the runs of this process, and their descriptors, open as long as it lives."""
 
 
 def write_json(path: Path, value: Any) -> None:

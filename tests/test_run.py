@@ -51,6 +51,20 @@ def test_an_empty_folder_is_taken(tmp_path):
     assert (tmp_path / "config.json").exists()
 
 
+def test_a_folder_is_one_process_s_until_that_is_killed(tmp_path):
+    """Two runs in one folder would write every line of a ledger twice."""
+    code = f"from tests.test_run import *; open_run(Path({str(tmp_path)!r}), Config()); print('in', flush=True); input()"
+    command = [sys.executable, "-c", code]
+    root, pipe = Path(__file__).parent.parent, subprocess.PIPE
+    with subprocess.Popen(command, cwd=root, stdin=pipe, stdout=pipe, text=True) as other:
+        assert other.stdout is not None and other.stdout.readline() == "in\n"
+        with pytest.raises(InputError, match=f"{tmp_path.name}: another run is at work there"):
+            open_run(tmp_path, Config())
+        other.kill()
+    open_run(tmp_path, Config())
+    open_run(tmp_path, Config())  # and again, in one process
+
+
 def test_the_same_settings_take_it_up_again_untouched(tmp_path):
     open_run(tmp_path, Config())
     (tmp_path / "results.json").write_text("kept")
