@@ -265,7 +265,7 @@ def measured(rows: Sequence[Row], label: int, victim: Victim) -> dict[str, Any]:
     told = {
         "n": len(tried),
         "is": {kind: {form: means(found[kind][form]) for form in forms} for kind in KINDS},
-        "over": {kind: means(values, metrics.average) for kind, values in over.items()},
+        "over": {kind: means(values, metrics.gain) for kind, values in over.items()},
     }
     if "own" in tried[0]:
         told["own"] = {kind: means(_masks(tried, "own", kind, "float")) for kind in KINDS}

@@ -108,14 +108,25 @@ def average(values: np.ndarray, groups: np.ndarray, resamples: int = 1000, seed:
 
 
 def share(values: np.ndarray, groups: np.ndarray, resamples: int = 1000, seed: int = 0) -> Estimate:
-    """The average of values (N,) in [0, 1]; where all are 0, or all 1, no resample differs, and the interval is the
-    exact one over the G groups (Clopper and Pearson): from 0.025^(1/G) to 1, or from 0 to 1 - 0.025^(1/G)."""
-    found = average(values, groups, resamples, seed)
+    """The average of values (N,) in [0, 1]. Where all are alike no resample differs; then the interval is of what the
+    rest of a population may be like (0 or 1) of which G groups showed one value: they do, exactly, with probability
+    0.025 if its share is 0.025^(1/G) (Clopper and Pearson)."""
+    return _exact_where_alike(values, groups, 0.0, average(values, groups, resamples, seed))
+
+
+def gain(values: np.ndarray, groups: np.ndarray, resamples: int = 1000, seed: int = 0) -> Estimate:
+    """The average of differences (N,) between two values in [0, 1], image by image; where all are alike as `share`,
+    and the rest may be -1 or 1."""
+    return _exact_where_alike(values, groups, -1.0, average(values, groups, resamples, seed))
+
+
+def _exact_where_alike(values: np.ndarray, groups: np.ndarray, least: float, found: Estimate) -> Estimate:
     several = len(np.unique(groups))
-    if several < 2 or not (np.all(values == 0) or np.all(values == 1)):
+    if several < 2 or np.any(values != values[0]):
         return found
-    least = (LEVELS[0] / 100) ** (1 / several)
-    return found._replace(low=least, high=1.0) if found.value else found._replace(low=0.0, high=1 - least)
+    sure = (LEVELS[0] / 100) ** (1 / several)
+    low, high = (sure * found.value + (1 - sure) * rest for rest in (least, 1.0))
+    return found._replace(low=low, high=high)
 
 
 def plain(found: Mapping[str, Estimate]) -> dict[str, dict[str, float | None]]:

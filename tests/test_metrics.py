@@ -243,6 +243,17 @@ def test_the_average_has_the_interval_of_its_clusters_and_json_knows_no_nan():
     assert metrics.plain({"x": alone}) == {"x": {"value": 29.5, "low": None, "high": None, "n": 60}}
 
 
+def test_a_gain_that_is_the_same_everywhere_leaves_room_for_images_not_seen():
+    """The share of such images that 10 groups leave open, filled with the best and the worst there can be."""
+    groups = np.repeat(np.arange(10), 3)
+    open_ = 1 - binomtest(10, 10).proportion_ci(0.95, "exact").low
+    for value, low, high in ((1.0, 1 - 2 * open_, 1), (0.0, -open_, open_), (-1.0, -1, 2 * open_ - 1)):
+        found = metrics.gain(np.full(30, value), groups)
+        np.testing.assert_allclose((found.value, found.low, found.high), (value, low, high))
+    some = np.where(groups < 4, 1.0, 0.0)
+    assert metrics.gain(some, groups) == metrics.average(some, groups)
+
+
 def test_a_share_of_all_or_nothing_has_the_exact_interval_of_its_groups():
     groups = np.repeat(np.arange(10), 3)
     every, none = (metrics.share(np.full(30, value), groups) for value in (1.0, 0.0))
