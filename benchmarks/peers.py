@@ -46,8 +46,20 @@ class Verdict(nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         self.asked += len(images)
         x = (images - self.mean) / self.spread
-        logits = self.network(x.contiguous(memory_format=torch.channels_last))
+        logits = self.network(_ChannelsLast.apply(x))
         return logits if logits.shape[1] == 2 else torch.cat([torch.zeros_like(logits), logits], 1)
+
+
+class _ChannelsLast(torch.autograd.Function):
+    """As the network is fastest, and back: torchattacks cannot take a gradient that is not laid out as its image."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return x.contiguous(memory_format=torch.channels_last)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        return gradient.contiguous()
 
 
 def restated(loaded: Loaded) -> Verdict:

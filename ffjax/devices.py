@@ -27,7 +27,7 @@ def start() -> None:
 def hold_memory() -> bool:
     """This process keeps the memory it has once had, to use again, until it ends; whether that could be arranged (it
     can with glibc). Otherwise glibc hands back every buffer of over 32 MB and has it mapped page by page when the next
-    one is asked for, which costs the CPU up to half of a step."""
+    one is asked for, which takes a third of the time of a large network's step."""
     no_maps, never, one_arena = (-4, 0), (-1, 2**31 - 1), (-8, 1)  # M_MMAP_MAX, M_TRIM_THRESHOLD, M_ARENA_MAX
     try:
         mallopt = ctypes.CDLL(None).mallopt
