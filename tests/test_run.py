@@ -53,8 +53,8 @@ def test_an_empty_folder_is_taken(tmp_path):
 
 def test_a_folder_is_one_process_s_until_that_is_killed(tmp_path):
     """Two runs in one folder would write every line of a ledger twice."""
-    code = f"from tests.test_run import *; open_run(Path({str(tmp_path)!r}), Config()); print('in', flush=True); input()"
-    command = [sys.executable, "-c", code]
+    code = f"from tests.test_run import *; open_run(Path({str(tmp_path)!r}), Config())"
+    command = [sys.executable, "-c", f"{code}; print('in', flush=True); input()"]
     root, pipe = Path(__file__).parent.parent, subprocess.PIPE
     with subprocess.Popen(command, cwd=root, stdin=pipe, stdout=pipe, text=True) as other:
         assert other.stdout is not None and other.stdout.readline() == "in\n"
