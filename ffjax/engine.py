@@ -7,7 +7,7 @@ jitted step from the host (on CPU XLA runs convolutions inside loops on one thre
 
 import functools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import jax
@@ -23,7 +23,7 @@ class Compute:
     """How, never what: no field here changes a result beyond rounding.
 
     execution: `auto` takes `stepped` on CPU and `fused` elsewhere. chunk: steps between two visits of the host
-    (progress, log). snapshot: steps between two snapshots on disk. devices: how many to use; all by default.
+    (progress, log), at most. snapshot: steps between two snapshots on disk. devices: how many to use; all by default.
     batch: images per forward pass, and rows of an attack at work at once. least: rows a device that a shrinking attack
     keeps at least; below 8 XLA:CPU picks kernels that round otherwise (on tiny detectors below some 20).
     """
@@ -34,6 +34,11 @@ class Compute:
     devices: int | None = None
     batch: int = 32
     least: int = 8
+
+
+OFTEN = 4
+"""At most so many steps lie between two visits of an attack that is stepped: the host is there anyway, and rows that
+are done leave the sooner."""
 
 
 def drive(
@@ -58,13 +63,17 @@ def drive(
       bit-equal under `stepped`); `fused` and `stepped` agree to rounding.
     """
     on = devices.mesh(compute.devices)
-    fused = compute.execution == "fused" or (compute.execution == "auto" and jax.default_backend() != "cpu")
-    run = _fused if fused else functools.partial(_stepped, wait=devices.needs_blocking(on))
+    run = _fused if fuses(compute) else functools.partial(_stepped, wait=devices.needs_blocking(on))
     while start < steps:
         end = min(steps, (start // compute.chunk + 1) * compute.chunk)
         state, infos = run(step, state, args, inputs, range(start, end))
         start = end
         yield start, state, infos
+
+
+def fuses(compute: Compute) -> bool:
+    """Which of the two executions it is on this backend."""
+    return compute.execution == "fused" or (compute.execution == "auto" and jax.default_backend() != "cpu")
 
 
 def capacity(compute: Compute) -> int:
@@ -101,6 +110,8 @@ def run(
     least, size = compute.least * on.size, capacity(compute)
     if not 0 < count <= size:
         raise ValueError(f"1 to {size} rows, got {count}")
+    if not fuses(compute):
+        compute = replace(compute, chunk=min(compute.chunk, OFTEN))
     padding = np.minimum(np.arange(size), count - 1)
     bounds, seeds = np.broadcast_to(np.float32(eps), count)[padding], np.full(size, seed, np.uint32)
     rows = devices.split((_take(batch, padding), bounds, seeds), on)

@@ -286,3 +286,13 @@ def test_on_8_devices_results_are_those_of_one_and_nothing_travels_between_them(
         assert set(found["differ"]) <= {"images", "loss", "distance"} and found["apart"] < 1e-6
     else:
         assert found["differ"] == []
+
+
+def test_a_stepped_attack_is_left_soon_after_its_last_row_is_done():
+    """Of 40 steps, looked at every 20 if it were by `chunk`."""
+    seen = []
+    compute = engine.Compute(batch=cases.ROWS, chunk=20, devices=1, execution="stepped")
+    attack, batch = cases.process("bim", "l2", steps=40), cases.batch()
+    found = engine.run(attack, toys.forward(), batch, 10.0, 0, compute, watch=lambda done, left: seen.append(done))
+    assert found.success.all()
+    assert seen[-1] <= found.gradients.max() + engine.OFTEN < 20
