@@ -1,6 +1,7 @@
 """One attack, all contenders: at the bound where the best peer breaks about half of the validation images, who breaks
 which test images, how far, how fast, in how much memory."""
 
+import itertools
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -96,9 +97,9 @@ def compare(
         some = rows_of(held, np.arange(min(len(held.labels), task.most or len(held.labels))))
         share = _best_share(peers, task, forward, some, compute, seed)
         eps, reached = bound(share, FIRST[task.norm], whole=task.norm == "l0")
-        if not slow:
-            for one in contenders.values():
-                one.attack(rows_of(test, np.arange(min(rows, count))), eps, seed)
+        if not slow:  # a whole batch and the last one, which is shorter: all sizes that have to be compiled
+            for one, batch in itertools.product(contenders.values(), (_batches(count, rows)[k] for k in (0, -1))):
+                one.attack(rows_of(test, batch), eps, seed)
         rounds = [
             {name: _whole(one, test, eps, seed, rows) for name, one in contenders.items()}
             for _ in range(1 if slow else repeats)
@@ -167,13 +168,14 @@ def _best_share(
 
 def _whole(one: Contender, batch: Batch, eps: float, seed: int, rows: int) -> Answer:
     """All images, `rows` at a time, as one answer."""
-    parts = [
-        one.attack(rows_of(batch, np.arange(start, min(start + rows, len(batch.labels)))), eps, seed)
-        for start in range(0, len(batch.labels), rows)
-    ]
+    parts = [one.attack(rows_of(batch, some), eps, seed) for some in _batches(len(batch.labels), rows)]
     errors = [part.error for part in parts if part.error]
     images = np.concatenate([part.images for part in parts])
     return Answer(images, sum(p.seconds for p in parts), sum(p.queries for p in parts), errors[0] if errors else "")
+
+
+def _batches(count: int, rows: int) -> list[np.ndarray]:
+    return [np.arange(start, min(start + rows, count)) for start in range(0, count, rows)]
 
 
 def _found(
