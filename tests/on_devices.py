@@ -46,9 +46,9 @@ def job(mode: str, execution: str, count: int):
     chunk = 1 if execution == "stepped" else 4
     compute = Compute(execution=execution, chunk=chunk, snapshot=chunk, devices=count)
     laid = lay_out(cfg, [(SOURCE.name, SOURCE.layers)])
-    before = engine._one._cache_size() + engine._chunk._cache_size()
+    before = engine._changed._cache_size() + engine._chunk._cache_size()
     state = uap.make(cfg, laid, [SOURCE], toys.SHAPE, compute, shots, lambda done, infos: rows.append(infos.objective))
-    compiled = engine._one._cache_size() + engine._chunk._cache_size() - before
+    compiled = engine._changed._cache_size() + engine._chunk._cache_size() - before
     spread = len({str(shard.index) for shard in state.delta.addressable_shards})
     return gradients[0], np.concatenate(rows), jax.device_get(state), compiled, spread
 
@@ -68,7 +68,7 @@ def collectives(mode: str, count: int) -> dict[str, list[str]]:
         key = jax.random.key(0)
         state, x, bank = devices.replicate(begin, on), *(carriers.noise(key, n, toys.SHAPE) for n in (16, 32))
     args = (*devices.replicate((laid.eps, laid.weights, (SOURCE.forward,)), on), devices.split(bank, on))
-    text = engine._one.lower(universal.step, jnp.int32(0), state, devices.split(x, on), args).compile().as_text()
+    text = engine._changed.lower(universal.step, jnp.int32(0), state, devices.split(x, on), args).compile().as_text()
     found = {name: re.findall(rf"= (\S+(?: \S+)*?) {name}(?:-start)?\(", text) for name in COLLECTIVES}
     return {name: shapes for name, shapes in found.items() if shapes}
 
@@ -131,7 +131,7 @@ def collectives_of(process, forward, batch, eps, count: int) -> list[str]:
     given = devices.split((batch, np.full(rows, eps, np.float32), np.zeros(rows, np.uint32)), on)
     state = engine._init(process.init, forward, *given)
     step = engine._informed(process.step)
-    text = engine._one.lower(step, jnp.int32(0), state, None, (forward,)).compile().as_text()
+    text = engine._changed.lower(step, jnp.int32(0), state, None, (forward,)).compile().as_text()
     return [name for name in COLLECTIVES if re.search(rf" {name}(?:-start)?\(", text)]
 
 

@@ -103,7 +103,7 @@ def test_an_ensemble_cut_in_any_member_goes_on_and_says_who_broke_what(tmp_path,
     whole = attacked(tmp_path / "whole", plan, cut_at(0, heard), compute, eps=EPS / 4)
     assert any("by" in row for row in whole)
     for member in ("apgd_ce", "apgd", "fab"):
-        point = next(k for k, (_, note) in enumerate(heard, 1) if f"{member}: step 50" in note)
+        point = next(k for k, (_, note) in enumerate(heard, 1) if f"{member}: step 52" in note)
         with pytest.raises(Cut):
             attacked(tmp_path / member, plan, cut_at(point, []), compute, eps=EPS / 4)
         assert attacked(tmp_path / member, plan, compute=compute, eps=EPS / 4) == whole
