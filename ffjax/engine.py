@@ -211,7 +211,7 @@ def _keeping(step, i, state, x, args):
 @functools.partial(jax.jit, static_argnums=0)
 def _changed(step, i, state, x, args):
     """As `_called`, with None in the place of every leaf of the state that the step hands on as it is."""
-    after, info = step(i, state, x, *args)
+    after, info = _called(step, i, state, x, args)
     return jax.tree.map(lambda new, old: None if new is old else new, after, state), info
 
 

@@ -296,3 +296,12 @@ def test_a_stepped_attack_is_left_soon_after_its_last_row_is_done():
     found = engine.run(attack, toys.forward(), batch, 10.0, 0, compute, watch=lambda done, left: seen.append(done))
     assert found.success.all()
     assert seen[-1] <= found.gradients.max() + engine.OFTEN < 20
+
+
+@pytest.mark.parametrize("name", ["pgd", "apgd", "cw", "square"])
+def test_on_cpu_what_a_step_does_not_touch_is_handed_on_uncopied(name):
+    process, batch = cases.process(name, ATTACKS[name].norms[0]), jax.tree.map(jnp.asarray, cases.batch())
+    state = process.init(toys.forward(), batch, jnp.full(cases.ROWS, 0.01), jnp.zeros(cases.ROWS, jnp.uint32))
+    after, _ = engine._keeping(engine._informed(process.step), jnp.int32(0), state, None, (toys.forward(),))
+    assert after.trail.batch.images is state.trail.batch.images and after.trail.eps is state.trail.eps
+    assert after.trail.queries is not state.trail.queries
