@@ -18,10 +18,10 @@ import jax
 import jax.numpy as jnp
 import tyro
 
-from ffjax import detectors, engine
+from ffjax import detectors, engine, riders
 from ffjax.objectives import over_fire
 from ffjax.study import environment
-from ffjax.universal import UapConfig, carriers, over_firing
+from ffjax.universal import UapConfig, universal
 from ffjax.universal.patterns import lay_out
 
 
@@ -44,9 +44,9 @@ def main(cfg: Config) -> None:
     forward = jax.tree_util.Partial(detector.apply, detector.init(jax.random.key(0)))
     config = UapConfig(seeds=tuple(range(cfg.patterns)), steps=10**6)
     layout = lay_out(config, [(cfg.arch, detectors.layers(detector))])
-    universal = over_firing(config)
+    made = universal(config)
     shape = (cfg.size, cfg.size, 3)
-    blank = carriers.blank(shape, 0.0)
+    blank = riders.at_step(config, shape, None)(0)
     args = (layout.eps, layout.weights, (forward,), blank)
     fire = over_fire(config.statistic, config.aggregation)
 
@@ -54,7 +54,7 @@ def main(cfg: Config) -> None:
     def floor(rows, forward, weights):
         return jax.value_and_grad(lambda x: jnp.sum(fire(forward(x), weights)))(rows)
 
-    rows = universal.init(layout.keys, layout.eps, shape).delta
+    rows = made.init(layout.keys, layout.eps, shape).delta
 
     def bare() -> None:
         for _ in range(cfg.steps):
@@ -63,8 +63,8 @@ def main(cfg: Config) -> None:
 
     def driven(execution: str) -> Callable[[], None]:
         compute = engine.Compute(execution=execution, chunk=cfg.steps)  # type: ignore[arg-type]
-        begin = universal.init(layout.keys, layout.eps, shape)
-        chunks = engine.drive(universal.step, begin, args, config.steps, compute, inputs=lambda i: blank)
+        begin = made.init(layout.keys, layout.eps, shape)
+        chunks = engine.drive(made.step, begin, args, config.steps, compute, inputs=lambda i: blank)
         return lambda: jax.block_until_ready(next(chunks)[1])
 
     told = {"floor": bare, "stepped": driven("stepped"), "fused": driven("fused")}

@@ -1,5 +1,6 @@
 """Detectors x conditions x images -> scores: what each network says of the same images, clean, noisy and attacked."""
 
+import functools
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
@@ -8,18 +9,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ffjax import balls, devices, masks, metrics
+from ffjax import devices, masks, metrics
 from ffjax.data.codecs import STORAGE, to_float, to_uint8
 from ffjax.engine import Compute
 from ffjax.metrics import Estimate
 from ffjax.objectives import margin
 from ffjax.types import Array, Forward, ImageSet
+from ffjax.universal import shapes
 
 
 class Condition(NamedTuple):
-    """Images as a detector meets them: every image plus one pattern (H, W, 3), or as it is (None), then stored.
+    """Images as a detector meets them: every image under one pattern, or as it is (None), then stored.
 
-    kind: clean, noise, fixed or uap. group: the layer choice and bound it belongs to. storage: a key of STORAGE.
+    kind: clean, noise, fixed or uap. group: the layer choice and bound it belongs to. storage: a key of STORAGE. shape:
+    additive, a pattern (H, W, 3) that is added, or filter, a kernel (k, k, 3) (universal.shapes).
     """
 
     name: str
@@ -27,24 +30,35 @@ class Condition(NamedTuple):
     group: str
     pattern: np.ndarray | None
     storage: str = "float"
+    shape: str = "additive"
 
 
 def shown(images: np.ndarray, condition: Condition) -> np.ndarray:
     """(N, H, W, 3) uint8 -> float32 in [0, 1] as the condition has it: clip(x + v, 0, 1), through its real codec."""
     x = to_float(images)
-    if condition.pattern is not None:
+    if condition.pattern is not None and condition.shape == "filter":
+        x = np.asarray(shapes.shown("filter", jnp.asarray(condition.pattern), jnp.asarray(x)))
+    elif condition.pattern is not None:
         x = np.clip(x + condition.pattern[None], 0, 1)
     return STORAGE[condition.storage](x)
 
 
-def margins(forward: Forward, images: np.ndarray, compute: Compute, pattern: np.ndarray | None = None) -> np.ndarray:
+def margins(
+    forward: Forward,
+    images: np.ndarray,
+    compute: Compute,
+    pattern: np.ndarray | None = None,
+    shape: str = "additive",
+) -> np.ndarray:
     """(N,) float32 z_fake - z_real of images (N, H, W, 3), in batches of compute.batch, the last one padded.
 
-    images: float32 in [0, 1], or uint8, which stand for x / 255; pattern (H, W, 3), if given, is added and clipped on
-    the device. forward: a `jax.tree_util.Partial`, so that one compilation serves every set of weights of a network.
+    images: float32 in [0, 1], or uint8, which stand for x / 255; pattern, if given, is shown on them on the device, as
+    a Condition of that shape. forward: a `jax.tree_util.Partial`, so that one compilation serves every set of weights
+    of a network.
     """
     delta = np.zeros(images.shape[1:], np.float32) if pattern is None else pattern
-    return np.concatenate([np.asarray(_margin(forward, x, delta))[:kept] for x, kept in _batches(images, compute)])
+    each = [np.asarray(_margin(forward, x, delta, shape))[:kept] for x, kept in _batches(images, compute)]
+    return np.concatenate(each)
 
 
 def clean_scores(forward: Forward, data: ImageSet, compute: Compute) -> dict[str, Estimate]:
@@ -98,7 +112,8 @@ def score(
         scores = {name: s for name, s in known(condition.name).items() if name in forwards}
         if len(scores) < len(forwards):
             images, pattern = _files(data.images, condition)
-            scores |= {n: margins(f, images, compute, pattern) for n, f in forwards.items() if n not in scores}
+            shape = condition.shape
+            scores |= {n: margins(f, images, compute, pattern, shape) for n, f in forwards.items() if n not in scores}
             save(condition.name, scores)
         yield condition, scores
 
@@ -121,9 +136,9 @@ def _files(images: np.ndarray, condition: Condition) -> tuple[np.ndarray, np.nda
     return to_uint8(shown(images, condition)), None
 
 
-@jax.jit
-def _margin(forward: Forward, images: Array, delta: Array) -> Array:
-    return margin(forward(balls.apply(_unit(images), delta[None])))
+@functools.partial(jax.jit, static_argnums=3)
+def _margin(forward: Forward, images: Array, delta: Array, shape: str) -> Array:
+    return margin(forward(shapes.shown(shape, delta, _unit(images))))
 
 
 def _unit(images: Array) -> Array:

@@ -25,6 +25,7 @@ from ffjax.types import ImageSet, UapInfo
 from ffjax.uap import Source
 from ffjax.universal import UapConfig, fixed
 from ffjax.universal.patterns import Patterns
+from ffjax.universal.shapes import shape as shape_of
 
 
 def networks(loaded: Sequence[Loaded], size: int) -> dict[str, Source]:
@@ -139,12 +140,18 @@ def fixed_conditions(
     compute: Compute,
     tell: Tell,
 ) -> list[Condition]:
-    """The strongest fixed patterns per bound and direction, as found once by uap.pick_fixed and kept in fixed.json."""
+    """The strongest fixed patterns per bound and direction, as found once by uap.pick_fixed and kept in fixed.json, cut
+    to the region or band of the config; a filter has none."""
     path, shape = folder / "fixed.json", validation.images.shape[1:]
+    if config.shape == "filter":
+        run.write_json(path, {})
+        return []
     picked = json.loads(path.read_text()) if path.exists() else {}
     rows = []
     for g, group in enumerate(dict.fromkeys(patterns.groups)):
-        names, bank = fixed.bank(shape, float(patterns.eps[patterns.groups.index(group)]), config.norm)
+        eps = patterns.eps[patterns.groups.index(group)]
+        names, bank = fixed.bank(shape, float(eps), config.norm)
+        bank = jax.vmap(lambda v, eps=eps: shape_of(config).project(v, eps))(bank)
         if group not in picked:
             before = g * len(names)
             found = uap.pick_fixed(bank, sources, validation, compute, lambda n, before=before: tell(before + n))

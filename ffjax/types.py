@@ -129,8 +129,9 @@ class ImageSet(NamedTuple):
 class UapState(NamedTuple):
     """S universal perturbations on their way; every leaf has the pattern axis first.
 
-    delta: (S, H, W, 3) float32, inside the ball.
-    optimiser: optax state. best, best_score: the perturbation with the highest selection score so far, and the score.
+    delta: (S, H, W, 3) float32, or (S, k, k, 3) of a filter, inside the bound.
+    optimiser: what the step rule remembers.
+    best, best_score: the perturbation with the highest selection score so far, and the score.
     saturation: (S,) share of components at the bound at the last step. stale: (S,) int32 checks since the best score.
     done: (S,) bool, the stopping rule has spoken and delta is frozen.
     """
@@ -157,10 +158,11 @@ class UapInfo(NamedTuple):
 class Universal(NamedTuple):
     """Perturbations shared by all images, as pure functions of S patterns at once.
 
-    init(keys (S,), eps (S,), shape (H, W, 3)) -> UapState.
-    step(i, state, carriers, eps, weights, forwards, bank) -> (UapState, UapInfo): carriers (B, H, W, 3) are what the
-        patterns ride on at this step (a blank image, noise, or data); bank (N, H, W, 3) what selection sees; weights a
-        tuple, one (S, L) array per source, of the layers' shares; forwards the source detectors.
+    init(keys (S,), eps (S,), size (H, W, 3)) -> UapState.
+    step(i, state, batch, eps, weights, forwards, bank) -> (UapState, UapInfo): batch, a Batch of B images, is what the
+        patterns ride on at this step (a blank image, noise, or data), with the labels and masks that say what is wanted
+        of them; bank, another, what selection sees; weights a tuple, one (S, L) array per source, of the layers'
+        shares; forwards the source detectors.
     """
 
     init: Callable[..., UapState]

@@ -1,23 +1,22 @@
 """From a config and source detectors to finished universal perturbations, resumably, and what they are tested by."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ffjax import devices, engine
+from ffjax import devices, engine, riders
 from ffjax.checkpoint import Snapshots
-from ffjax.data.batches import batch_at
-from ffjax.data.codecs import to_float
 from ffjax.engine import Compute
-from ffjax.errors import InputError
 from ffjax.evaluate import Condition, margins
 from ffjax.types import Array, Forward, ImageSet, UapInfo, UapState
-from ffjax.universal import carriers, fixed
-from ffjax.universal.overfire import UapConfig, over_firing
+from ffjax.universal import UapConfig, universal
 from ffjax.universal.patterns import Patterns
+from ffjax.universal.shapes import Size
+from ffjax.universal.shapes import shape as shape_of
 
 
 class Source(NamedTuple):
@@ -32,7 +31,7 @@ def make(
     config: UapConfig,
     patterns: Patterns,
     sources: Sequence[Source],
-    shape: tuple[int, int, int],
+    size: Size,
     compute: Compute,
     snapshots: Snapshots,
     watch: Callable[[int, UapInfo], None],
@@ -47,10 +46,10 @@ def make(
     """
     on = devices.mesh(compute.devices)
     forwards = devices.replicate(tuple(source.forward for source in sources), on)
-    universal = over_firing(config)
-    inputs = _inputs(config, shape, train)
-    bank = devices.split(_bank(config, shape, validation), on)
-    begin = jax.jit(universal.init, static_argnums=2)(patterns.keys, patterns.eps, shape)
+    made = universal(config, _parts(config, patterns, compute))
+    inputs = riders.at_step(config, size, train)
+    bank = devices.split(riders.bank(config, size, validation), on)
+    begin = jax.jit(made.init, static_argnums=2)(patterns.keys, patterns.eps, size)
     # with one blank carrier there is no batch to spread, so the patterns themselves are spread over the devices
     done, state = snapshots.restore(
         devices.split(begin, on) if config.mode == "no_data" else devices.replicate(begin, on)
@@ -60,7 +59,7 @@ def make(
     weights = tuple(patterns.weights)
     args = (*devices.replicate((patterns.eps, weights), on), forwards, bank)
     run = engine.drive(
-        universal.step, state, args, config.steps, compute, inputs=lambda i: devices.split(inputs(i), on), start=done
+        made.step, state, args, config.steps, compute, inputs=lambda i: devices.split(inputs(i), on), start=done
     )
     saved = done
     for done, state, infos in run:
@@ -75,6 +74,16 @@ def make(
     return state
 
 
+def _parts(config: UapConfig, patterns: Patterns, compute: Compute) -> int:
+    """Into how many parts a step's carriers are cut, so that compute.batch rows a device or fewer are at work at once
+    (every pattern meets each carrier; a carrier is never cut, and every device has its share of each part)."""
+    carriers, on = config.carriers if config.mode != "no_data" else 1, devices.mesh(compute.devices).size
+    together = carriers // config.inner if config.method == "aggregated" else carriers
+    fitting = [parts for parts in range(1, together + 1) if together % (parts * on) == 0] or [1]
+    rows = together * len(patterns.names) / on
+    return next((parts for parts in fitting if rows / parts <= compute.batch), fitting[-1])
+
+
 def chosen(patterns: Patterns, scores: np.ndarray) -> list[int]:
     """The pattern of each group with the highest selection score, which no test image has touched."""
     groups = np.array(patterns.groups)
@@ -86,17 +95,18 @@ def conditions(
 ) -> list[Condition]:
     """What each image set is shown as: clean, sign noise and every pattern in float; and clean, the first noise and
     each group's chosen pattern through every storage in `stored`."""
-    shape = deltas.shape[1:]
+    look, size, kind = shape_of(config), deltas.shape[1:], "filter" if config.shape == "filter" else "additive"
     rows = [Condition(f"clean-{s}", "clean", "", None, s) for s in ("float", *stored)]
     for k in chosen(patterns, scores):
         group, eps = patterns.groups[k], float(patterns.eps[k])
-        draws = [np.asarray(fixed.sign_noise(_noise_key(n), shape, eps, config.norm)) for n in range(noises)]
-        rows += [Condition(f"noise-{group}-{n}-float", "noise", group, draw) for n, draw in enumerate(draws)]
+        seen = partial(Condition, group=group, shape=kind)
+        draws = [np.asarray(look.noise(_noise_key(n), jnp.float32(eps), size)) for n in range(noises)]
+        rows += [seen(f"noise-{group}-{n}-float", "noise", pattern=draw) for n, draw in enumerate(draws)]
         members = [j for j, other in enumerate(patterns.groups) if other == group]
-        rows += [Condition(f"uap-{patterns.names[j]}-float", "uap", group, deltas[j]) for j in members]
+        rows += [seen(f"uap-{patterns.names[j]}-float", "uap", pattern=deltas[j]) for j in members]
         for s in stored:
-            rows.append(Condition(f"noise-{group}-0-{s}", "noise", group, draws[0], s))
-            rows.append(Condition(f"uap-{patterns.names[k]}-{s}", "uap", group, deltas[k], s))
+            rows.append(seen(f"noise-{group}-0-{s}", "noise", pattern=draws[0], storage=s))
+            rows.append(seen(f"uap-{patterns.names[k]}-{s}", "uap", pattern=deltas[k], storage=s))
     return rows
 
 
@@ -120,31 +130,3 @@ def pick_fixed(
 
 def _noise_key(draw: int) -> Array:
     return jax.random.fold_in(jax.random.key(1), draw)
-
-
-def _inputs(config: UapConfig, shape: tuple[int, int, int], train: ImageSet | None) -> Callable[[int], Array]:
-    """Step -> carriers, a pure function."""
-    if config.mode == "no_data":
-        blank = carriers.blank(shape, config.blank)
-        return lambda i: blank
-    if config.mode == "range_prior":
-        key = jax.random.key(2)
-        return lambda i: carriers.noise(jax.random.fold_in(key, i), config.carriers, shape)
-    if train is None:
-        raise InputError("uap: mode with_data needs a data set with a train split")
-    return lambda i: jnp.asarray(batch_at(train, config.carriers, 0, i).images)
-
-
-def _bank(config: UapConfig, shape: tuple[int, int, int], validation: ImageSet | None) -> Array:
-    """What selection sees: validation images if asked for; else the blank carrier or fixed noise images."""
-    if config.bank == "data":
-        if validation is None:
-            raise InputError("uap: a bank of data needs a data set with a validation split")
-        return jnp.asarray(to_float(validation.images))
-    if config.mode == "no_data" and config.score == "objective":
-        return carriers.blank(shape, config.blank)
-    return carriers.noise(jax.random.key(3), BANK, shape)
-
-
-BANK = 32
-"""Generated noise images that selection sees (GD-UAP: 1,000 proxy images; ours are noise, and cheap to agree on)."""

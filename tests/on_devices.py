@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import toys
 
-from ffjax import devices, engine, uap
+from ffjax import devices, engine, riders, uap
 from ffjax.checkpoint import Snapshots
 from ffjax.data.augment import Augment
 from ffjax.detectors import build
@@ -23,7 +23,7 @@ from ffjax.engine import Compute
 from ffjax.evaluate import margins
 from ffjax.train import TrainConfig, fit
 from ffjax.types import ImageSet
-from ffjax.universal import UapConfig, carriers, over_firing
+from ffjax.universal import UapConfig, universal
 from ffjax.universal.patterns import lay_out
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -60,15 +60,12 @@ def apart(a: np.ndarray, b: np.ndarray) -> float:
 def collectives(mode: str, count: int) -> dict[str, list[str]]:
     """Name -> the shapes it works on, in the compiled step on `count` devices."""
     cfg, on = config(mode), devices.mesh(count)
-    laid, universal = lay_out(cfg, [(SOURCE.name, SOURCE.layers)]), over_firing(cfg)
-    begin = jax.jit(universal.init, static_argnums=2)(laid.keys, laid.eps, toys.SHAPE)
-    if mode == "no_data":
-        state, x, bank = devices.split(begin, on), carriers.blank(toys.SHAPE, 0.0), carriers.blank(toys.SHAPE, 0.0)
-    else:
-        key = jax.random.key(0)
-        state, x, bank = devices.replicate(begin, on), *(carriers.noise(key, n, toys.SHAPE) for n in (16, 32))
+    laid, made = lay_out(cfg, [(SOURCE.name, SOURCE.layers)]), universal(cfg)
+    begin = jax.jit(made.init, static_argnums=2)(laid.keys, laid.eps, toys.SHAPE)
+    x, bank = riders.at_step(cfg, toys.SHAPE, None)(0), riders.bank(cfg, toys.SHAPE, None)
+    state = devices.split(begin, on) if mode == "no_data" else devices.replicate(begin, on)
     args = (*devices.replicate((laid.eps, laid.weights, (SOURCE.forward,)), on), devices.split(bank, on))
-    text = engine._changed.lower(universal.step, jnp.int32(0), state, devices.split(x, on), args).compile().as_text()
+    text = engine._changed.lower(made.step, jnp.int32(0), state, devices.split(x, on), args).compile().as_text()
     found = {name: re.findall(rf"= (\S+(?: \S+)*?) {name}(?:-start)?\(", text) for name in COLLECTIVES}
     return {name: shapes for name, shapes in found.items() if shapes}
 

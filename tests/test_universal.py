@@ -3,6 +3,7 @@
 import itertools
 from collections import OrderedDict
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -10,15 +11,17 @@ import numpy as np
 import pytest
 import toys
 
-from ffjax import balls, checkpoint, uap
+from ffjax import balls, checkpoint, riders, uap
 from ffjax.engine import Compute
 from ffjax.errors import InputError
 from ffjax.objectives import AGGREGATIONS, STATISTICS, over_fire
-from ffjax.types import ImageSet, Outputs, UapState
+from ffjax.types import Batch, ImageSet, Outputs, UapState
 from ffjax.uap import Source
-from ffjax.universal import UNIVERSALS, UapConfig, carriers
-from ffjax.universal.overfire import bounds, fooling, layer_weights, over_firing
-from ffjax.universal.patterns import lay_out
+from ffjax.universal import UapConfig, universal
+from ffjax.universal.ascent import fooling
+from ffjax.universal.config import bounds
+from ffjax.universal.patterns import lay_out, layer_weights
+from ffjax.universal.shapes import additive
 
 SOURCE = toys.source()
 SEEDS = tuple(range(8))
@@ -45,7 +48,7 @@ def covering(axes) -> list[tuple]:
     return rows
 
 
-TABLE = [(name, *row) for name in UNIVERSALS for row in covering(AXES)]
+TABLE = covering(AXES)
 
 
 def config(**fields) -> UapConfig:
@@ -54,22 +57,26 @@ def config(**fields) -> UapConfig:
 
 
 def of_row(row) -> UapConfig:
-    _, statistic, aggregation, mode, rule, norm = row
+    statistic, aggregation, mode, rule, norm = row
     return config(statistic=statistic, aggregation=aggregation, mode=mode, rule=rule, norm=norm)
 
 
-def ridden(cfg: UapConfig) -> jax.Array:
+def masked(count: int = 20, seed: int = 0) -> ImageSet:
+    """As toys.images, with masks."""
+    masks = 255 * np.random.default_rng(seed).integers(0, 2, (count, toys.SIZE, toys.SIZE), dtype=np.uint8)
+    return toys.images(count, seed)._replace(masks=masks)
+
+
+def ridden(cfg: UapConfig) -> Batch:
     """Carriers of the shape the mode has; fixed, so that the objective can be followed."""
-    if cfg.mode == "no_data":
-        return carriers.blank(toys.SHAPE, cfg.blank)
-    return carriers.noise(jax.random.key(0), cfg.carriers, toys.SHAPE)
+    return riders.at_step(cfg, toys.SHAPE, masked())(0)
 
 
-def followed(cfg: UapConfig, forwards=(SOURCE.forward,), laid=None, universal=None, steps=None):
+def followed(cfg: UapConfig, forwards=(SOURCE.forward,), laid=None, steps=None):
     """-> (patterns, [state before the first step, after it, ...], [infos]), on the host."""
     laid = laid or lay_out(cfg, [(f"toy{k}", toys.LAYERS) for k in range(len(forwards))])
-    universal = universal or over_firing(cfg)
-    state, step, x = universal.init(laid.keys, laid.eps, toys.SHAPE), jax.jit(universal.step), ridden(cfg)
+    made, x = universal(cfg), ridden(cfg)
+    state, step = made.init(laid.keys, laid.eps, toys.SHAPE), jax.jit(made.step)
     states, infos = [jax.device_get(state)], []
     for i in range(cfg.steps if steps is None else steps):
         state, info = step(jnp.int32(i), state, x, laid.eps, laid.weights, tuple(forwards), x)
@@ -97,7 +104,7 @@ def inside(delta: np.ndarray, eps: np.ndarray, norm: str) -> bool:
 @pytest.mark.parametrize("row", TABLE, ids="-".join)
 def test_every_iterate_is_in_the_ball_and_the_objective_rises(row):
     cfg = of_row(row)
-    laid, states, infos = followed(cfg, universal=UNIVERSALS[row[0]](cfg))
+    laid, states, infos = followed(cfg)
     for state in states:
         assert all(np.isfinite(leaf).all() for leaf in (state.delta, state.best, *jax.tree.leaves(state.optimiser)))
         assert inside(state.delta, np.asarray(laid.eps), cfg.norm)
@@ -232,11 +239,12 @@ def test_carriers_are_averaged():
     """Each pattern on each carrier, with the pattern's own layers; other carriers at every step."""
     cfg = config(mode="range_prior", steps=1, layers=("first", "last", "all"))
     laid, states, infos = followed(cfg)
-    shown = np.clip(np.asarray(ridden(cfg))[:, None] + states[0].delta[None], 0, 1)
+    shown = np.clip(np.asarray(ridden(cfg).images)[:, None] + states[0].delta[None], 0, 1)
     values = [over_fire()(SOURCE.forward(jnp.asarray(row)), laid.weights[0]) for row in shown]
     np.testing.assert_allclose(infos[0].objective, np.mean(values, axis=0), rtol=1e-5)
-    inputs = uap._inputs(cfg, toys.SHAPE, None)
-    assert np.array_equal(inputs(5), inputs(5)) and not np.array_equal(inputs(5), inputs(6))
+    inputs = riders.at_step(cfg, toys.SHAPE, None)
+    assert np.array_equal(inputs(5).images, inputs(5).images)
+    assert not np.array_equal(inputs(5).images, inputs(6).images)
 
 
 def hand_made(response) -> Source:
@@ -316,11 +324,11 @@ def test_a_pattern_without_gain_stops_and_stays():
 
 def test_a_running_pattern_goes_on_beside_a_stopped_one():
     cfg = config(steps=8, check=100)
-    universal, laid = over_firing(cfg), lay_out(cfg, [("toy", toys.LAYERS)])
-    state = universal.init(laid.keys, laid.eps, toys.SHAPE)
+    made_of, laid = universal(cfg), lay_out(cfg, [("toy", toys.LAYERS)])
+    state = made_of.init(laid.keys, laid.eps, toys.SHAPE)
     state = state._replace(done=jnp.arange(8) % 2 == 0)
     x = ridden(cfg)
-    new, info = jax.jit(universal.step)(0, state, x, laid.eps, laid.weights, (SOURCE.forward,), x)
+    new, info = jax.jit(made_of.step)(0, state, x, laid.eps, laid.weights, (SOURCE.forward,), x)
     still = [np.array_equal(a, b) for a, b in zip(new.delta, state.delta, strict=True)]
     assert still == [True, False] * 4
     assert not info.rescaled[::2].any()
@@ -334,7 +342,8 @@ def test_the_fooling_score_counts_changed_verdicts():
     for d in np.asarray(delta):
         now = np.asarray(SOURCE.forward(jnp.clip(images + d[None], 0, 1)).logits)
         expected.append(np.mean((now[:, 1] > now[:, 0]) != (clean[:, 1] > clean[:, 0])))
-    np.testing.assert_allclose(jax.jit(fooling)(delta, images, SOURCE.forward), expected, rtol=1e-6)
+    found = jax.jit(partial(fooling, additive("linf")))(delta, images, SOURCE.forward)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
     assert expected[0] == 0 and max(expected) > 0
 
 
@@ -449,12 +458,12 @@ def test_one_trace_for_other_weights_bounds_layers_and_seeds(tmp_path):
         return toys.TOY.apply(variables, images)
 
     cfg = config(steps=12)
-    universal, x = over_firing(cfg), ridden(cfg)
-    step = jax.jit(universal.step)
+    made_of, x = universal(cfg), ridden(cfg)
+    step = jax.jit(made_of.step)
     for seed, eps, layers in ((0, 4.0, "all"), (1, 10.0, "first"), (2, 1.0, "conv2")):
         laid = lay_out(replace(cfg, eps=(eps,), layers=(layers,)), [("toy", toys.LAYERS)])
         forward = jax.tree_util.Partial(counted, toys.TOY.init(jax.random.key(seed)))
-        state: UapState = universal.init(laid.keys, laid.eps, toys.SHAPE)
+        state: UapState = made_of.init(laid.keys, laid.eps, toys.SHAPE)
         for i in range(3):
             state, _ = step(jnp.int32(i), state, x, laid.eps, laid.weights, (forward,), x)
     assert len(traces) <= 3  # objective, its gradient, the score: each once
@@ -463,19 +472,10 @@ def test_one_trace_for_other_weights_bounds_layers_and_seeds(tmp_path):
 
 def test_the_same_config_gives_the_same_step():
     """So that a job made again in one process does not compile again."""
-    assert over_firing(config()) is over_firing(config())
-    assert over_firing(config()) is not over_firing(config(rate=2.0))
+    assert universal(config()) is universal(config())
+    assert universal(config()) is not universal(config(rate=2.0))
 
 
 def test_chosen_is_the_best_of_each_group():
     laid = lay_out(config(seeds=(0, 1, 2), eps=(4.0, 10.0)), [("toy", toys.LAYERS)])
     assert uap.chosen(laid, np.array([1.0, 3.0, 2.0, 9.0, 7.0, 8.0])) == [1, 3]
-
-
-def test_noise_carriers_are_images_of_the_stated_statistics():
-    x = np.asarray(carriers.noise(jax.random.key(0), 64, (32, 32, 3)))
-    assert x.min() >= 0 and x.max() <= 1
-    drawn = np.random.default_rng(0).normal(carriers.MEAN, carriers.SD, (200_000, 3))
-    expected = np.clip(drawn / 255, 0, 1)
-    np.testing.assert_allclose(x.mean(axis=(0, 1, 2)), expected.mean(axis=0), atol=5e-3)
-    np.testing.assert_allclose(x.std(axis=(0, 1, 2)), expected.std(axis=0), atol=5e-3)

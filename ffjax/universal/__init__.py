@@ -1,7 +1,7 @@
-"""Perturbations shared by all images: one file a family, a table of builders."""
+"""Perturbations shared by all images: what is made large (measures), which way it rises (slopes), what it may look like
+(shapes), the loop (ascent), and the published methods as configs."""
 
-from ffjax.universal.overfire import UapConfig, over_firing
+from ffjax.universal.build import universal
+from ffjax.universal.config import METHODS, UapConfig, named
 
-__all__ = ["UNIVERSALS", "UapConfig", "over_firing"]
-
-UNIVERSALS = {"over_firing": over_firing}
+__all__ = ["METHODS", "UapConfig", "named", "universal"]

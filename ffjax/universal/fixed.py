@@ -19,7 +19,7 @@ COLOURS = {"grey": (1.0, 1.0, 1.0), "blue": (1.0, 1.0, -1.0)}
 """All channels alike, or blue opposed to red and green."""
 
 
-def sign_noise(key: Array, shape: tuple[int, int, int], eps: float, norm: str = "linf") -> Array:
+def sign_noise(key: Array, shape: tuple[int, int, int], eps: Array | float, norm: str = "linf") -> Array:
     """(H, W, 3) independent signs: +-eps under l_inf, scaled to ||.||_2 = eps under l_2."""
     return _sized(jax.random.rademacher(key, shape, jnp.float32), eps, norm)
 
@@ -77,5 +77,5 @@ def _part_noise(shape: tuple[int, int, int]) -> list[tuple[str, np.ndarray]]:
     return found
 
 
-def _sized(signs: Array, eps: float, norm: str) -> Array:
+def _sized(signs: Array, eps: Array | float, norm: str) -> Array:
     return eps * signs if norm == "linf" else eps * signs / jnp.sqrt(float(signs.size))

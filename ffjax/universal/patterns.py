@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from ffjax.errors import InputError
 from ffjax.types import Array
-from ffjax.universal.overfire import UapConfig, bounds, layer_weights
+from ffjax.universal.config import UapConfig, bounds, check
 
 
 class Patterns(NamedTuple):
@@ -27,7 +27,7 @@ def lay_out(config: UapConfig, sources: Sequence[tuple[str, tuple[str, ...]]]) -
     A pattern's key is folded from its seed alone: seed 3 starts alike whatever other seeds, bounds and layers run
     beside it. Raises InputError, naming the layers there are, for a choice that a source does not know.
     """
-    _check(config)
+    check(config)
     rows = [(layers, eps, seed) for layers in config.layers for eps in config.eps for seed in config.seeds]
     root = jax.random.key(0)
     return Patterns(
@@ -35,28 +35,31 @@ def lay_out(config: UapConfig, sources: Sequence[tuple[str, tuple[str, ...]]]) -
         groups=tuple(_group(config, layers, eps) for layers, eps, _ in rows),
         keys=jnp.stack([jax.random.fold_in(root, seed) for _, _, seed in rows]),
         eps=jnp.array([bounds(config, eps) for _, eps, _ in rows], jnp.float32),
-        weights=tuple(jnp.array([_weights(layers, *source) for layers, _, _ in rows]) for source in sources),
+        weights=tuple(_shares(config, rows, *source) for source in sources),
     )
 
 
 def _group(config: UapConfig, layers: str, eps: float) -> str:
-    """all-10 for 10/255 in l_inf, all-l2-2.5 for 2.5 in l_2."""
+    """all-10 for 10/255 in l_inf, all-l2-2.5 for 2.5 in l_2; margin-10 where no layers are driven."""
+    if config.objective != "firing":
+        layers = config.objective if config.mask == "leave" else f"{config.objective}-{config.mask}"
     return f"{layers}-{'' if config.norm == 'linf' else config.norm + '-'}{eps:.9g}"
 
 
-def _check(config: UapConfig) -> None:
-    """What the types of a config let through and no optimisation can use."""
-    for name in ("steps", "check", "patience", "carriers"):
-        if getattr(config, name) < 1:
-            raise InputError(f"uap.{name}: must be at least 1, got {getattr(config, name)}")
-    for name in ("layers", "eps", "seeds"):
-        values = getattr(config, name)
-        if not values or len(set(values)) < len(values):
-            raise InputError(f"uap.{name}: needs at least one value and none twice, got {values}")
-    if len({_group(config, "", eps) for eps in config.eps}) < len(config.eps):
-        raise InputError(f"uap.eps: two of {config.eps} are the same to nine digits")
-    if min(config.eps) < 0 or min(config.seeds) < 0 or max(config.seeds) >= 2**32:
-        raise InputError(f"uap: bounds must be 0 or more, seeds 0 to 2^32 - 1, got {config.eps} and {config.seeds}")
+def _shares(config: UapConfig, rows, source: str, names: tuple[str, ...]) -> Array:
+    """(S, L); of none where nothing is made to fire."""
+    if config.objective != "firing":
+        return jnp.zeros((len(rows), 1))
+    return jnp.array([_weights(layers, source, names) for layers, _, _ in rows])
+
+
+def layer_weights(choice: str, names: tuple[str, ...]) -> list[float]:
+    """The layers' shares for one choice: 1 where monitored. Raises KeyError naming what is not in `names`."""
+    wanted = {"all": names, "first": names[:1], "last": names[-1:]}.get(choice) or tuple(choice.split("+"))
+    unknown = [name for name in wanted if name not in names]
+    if unknown:
+        raise KeyError(", ".join(unknown))
+    return [float(name in wanted) for name in names]
 
 
 def _weights(choice: str, source: str, names: tuple[str, ...]) -> list[float]:
