@@ -33,7 +33,7 @@ def ascent(config: UapConfig, shape: Shape, slope: Slope, score: Score) -> Unive
     def step(i, state: UapState, batch: Batch, eps: Array, weights, forwards, bank: Batch) -> tuple[UapState, UapInfo]:
         direction, said = slope(step_key(i), state.delta, batch, weights, forwards, eps)
         updates, optimiser = jax.vmap(rule.update)(direction, state.optimiser)
-        moved = jax.vmap(shape.project)(state.delta + updates, eps)
+        moved = jax.vmap(shape.project)(state.delta + jnp.asarray(updates), eps)
         saturation = jax.vmap(shape.at_bound)(moved, eps)
         rescaled = (saturation > config.rescale_at) & (jnp.abs(saturation - state.saturation) < config.settled)
         moved = jnp.where(over(rescaled, moved), moved / 2, moved)
@@ -55,7 +55,7 @@ def fresh(shape: Shape, keys: Array, eps: Array, size: Size, memory: Callable[[A
     return UapState(delta, memory(delta), delta + 0.0, never, zeros, jnp.zeros(s, int), zeros > 0)
 
 
-def step_key(i: Array) -> Array:
+def step_key(i: Array | int) -> Array:
     """Of what is drawn at step i (transforms on the way), alike for all patterns."""
     return jax.random.fold_in(jax.random.key(4), i)
 
