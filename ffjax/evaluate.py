@@ -57,7 +57,7 @@ def margins(
     of a network.
     """
     delta = np.zeros(images.shape[1:], np.float32) if pattern is None else pattern
-    each = [np.asarray(_margin(forward, x, delta, shape))[:kept] for x, kept in _batches(images, compute)]
+    each = [np.asarray(_margin(forward, x, delta, shape))[:kept] for x, kept in batches(images, compute)]
     return np.concatenate(each)
 
 
@@ -82,13 +82,13 @@ def mask_overlap(forward: Forward, images: np.ndarray, true: np.ndarray, compute
 def forged(forward: Forward, images: np.ndarray, compute: Compute) -> np.ndarray:
     """(N, H, W) bool: what the network's mask calls forged (logit > 0) of images (N, H, W, 3), float32 in [0, 1], or
     uint8, which stand for x / 255. A mask of another size is brought to the image's (bilinear)."""
-    return np.concatenate([np.asarray(_forged(forward, x))[:kept] for x, kept in _batches(images, compute)])
+    return np.concatenate([np.asarray(_forged(forward, x))[:kept] for x, kept in batches(images, compute)])
 
 
 def activations(forward: Forward, images: np.ndarray, compute: Compute) -> dict[str, dict[str, float]]:
     """Layer -> {mean_abs, active}: mean |a| and share of a > 0 over images, positions and channels."""
     sums, count = {}, 0
-    for x, kept in _batches(images, compute):
+    for x, kept in batches(images, compute):
         for name, (size, active) in _firing(forward, x).items():
             old = sums.get(name, (0.0, 0.0))
             sums[name] = (old[0] + float(np.sum(size[:kept])), old[1] + float(np.sum(active[:kept])))
@@ -118,7 +118,7 @@ def score(
         yield condition, scores
 
 
-def _batches(images: np.ndarray, compute: Compute) -> Iterable[tuple[Array, int]]:
+def batches(images: np.ndarray, compute: Compute) -> Iterable[tuple[Array, int]]:
     """Static shapes: the last batch repeats its last image, and a batch is as many images as the devices can share
     evenly. Yields (images on the mesh, how many count)."""
     on = devices.mesh(compute.devices)
