@@ -40,7 +40,7 @@ class Config:
     """Validation images per class and set, at most: they choose the fixed patterns and refit thresholds."""
     noises: int = 5
     """Draws of sign noise."""
-    stored: tuple[Literal["png", "jpeg90", "jpeg75"], ...] = ("png", "jpeg90", "jpeg75")
+    stored: tuple[Literal["png", "jpeg90", "jpeg75", "jpeg50"], ...] = ("png", "jpeg90", "jpeg75")
     """How images are also stored before a detector meets them, besides in float."""
     viewing: int = 20
     """Pairs of images exported under blind names."""

@@ -100,7 +100,7 @@ def conditions(
     for k in chosen(patterns, scores):
         group, eps = patterns.groups[k], float(patterns.eps[k])
         seen = partial(Condition, group=group, shape=kind)
-        draws = [np.asarray(look.noise(_noise_key(n), jnp.float32(eps), size)) for n in range(noises)]
+        draws = [np.asarray(look.noise(noise_key(n), jnp.float32(eps), size)) for n in range(noises)]
         rows += [seen(f"noise-{group}-{n}-float", "noise", pattern=draw) for n, draw in enumerate(draws)]
         members = [j for j, other in enumerate(patterns.groups) if other == group]
         rows += [seen(f"uap-{patterns.names[j]}-float", "uap", pattern=deltas[j]) for j in members]
@@ -128,5 +128,6 @@ def pick_fixed(
     return {way: int(best) for way, best in zip(("to-real", "to-fake"), np.argmax(rates, axis=0), strict=True)}
 
 
-def _noise_key(draw: int) -> Array:
+def noise_key(draw: int) -> Array:
+    """Of a draw of sign noise, the same wherever noise is a baseline."""
     return jax.random.fold_in(jax.random.key(1), draw)

@@ -114,6 +114,7 @@ STORAGE: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "png": png,
     "jpeg90": partial(jpeg, quality=90),
     "jpeg75": partial(jpeg, quality=75),
+    "jpeg50": partial(jpeg, quality=50),
 }
 """How an image is kept between the attacker and the detector: (B, H, W, C) float32 in [0, 1] -> the same."""
 

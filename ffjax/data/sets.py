@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ffjax.data import faceforensics, folder, forged_faces, patches, sequences
+from ffjax.data import codecs, faceforensics, folder, forged_faces, patches, sequences
 from ffjax.errors import InputError
 from ffjax.types import ImageSet
 
 EMBEDDED = ("a", "b")
+RESENT = "resent:"
 SPLITS = ("train", "validation", "test")
 ALIASES = {"training": "train", "val": "validation", "valid": "validation", "dev": "validation", "testing": "test"}
 
@@ -19,12 +20,13 @@ ALIASES = {"training": "train", "val": "validation", "valid": "validation", "dev
 def load(spec: str, split: str, size: int, limit: int | None = None) -> ImageSet:
     """The images of `spec` as (N, size, size, 3), at most `limit` of each class, chosen once and for all.
 
-    spec: `a` or `b`, the embedded domains; `patches:FOLDER?...` (data.patches) or `faceforensics:FOLDER?...`
-    (data.sequences); else the path of a folder or CSV (data.folder). A split column is followed (in any case; val,
-    valid and dev mean validation). Where it marks no validation split, a third of the groups of train (or of all there
-    is, where no train split is marked either) becomes it, by a hash of their names that no other image changes; train
-    and test never share an image with it. Raises InputError as the loaders do, for a split name that is none of these,
-    and for a train split that is not marked.
+    spec: `a` or `b`, the embedded domains; `resent:SPEC`, any set as a messenger passes it on (`resent`);
+    `patches:FOLDER?...` (data.patches) or `faceforensics:FOLDER?...` (data.sequences); else the path of a folder or CSV
+    (data.folder). A split column is followed (in any case; val, valid and dev mean validation). Where it marks no
+    validation split, a third of the groups of train (or of all there is, where no train split is marked either)
+    becomes it, by a hash of their names that no other image changes; train and test never share an image with it.
+    Raises InputError as the loaders do, for a split name that is none of these, and for a train split that is not
+    marked.
     """
     if split not in SPLITS:
         raise InputError(f"split {split}: unknown; known: {', '.join(SPLITS)}")
@@ -32,6 +34,9 @@ def load(spec: str, split: str, size: int, limit: int | None = None) -> ImageSet
         raise InputError(f"{spec}: at least one image per class is needed, {limit} asked")
     if size < 1:
         raise InputError(f"{spec}: size must be at least 1 pixel, got {size}")
+    if spec.startswith(RESENT):
+        whole = load(spec.removeprefix(RESENT), split, size, limit)
+        return whole._replace(images=resent(whole.images))
     if spec in EMBEDDED:
         return _limited(_resized(forged_faces.load(spec, split), size), limit)
     if spec.startswith(patches.PREFIX):
@@ -82,6 +87,8 @@ def short_name(spec: str) -> str:
     """What tables and file names call a data set: a, b, the folder's name, or the CSV's (labels.csv: its folder's)."""
     if spec in EMBEDDED:
         return spec
+    if spec.startswith(RESENT):
+        return f"{short_name(spec.removeprefix(RESENT))}-resent"
     if spec.startswith(patches.PREFIX):
         return patches.short_name(spec)
     if spec.startswith(sequences.PREFIX):
@@ -90,6 +97,19 @@ def short_name(spec: str) -> str:
     if path.is_dir():
         return path.name
     return path.parent.name if path.name == "labels.csv" else path.stem
+
+
+def resent(images: np.ndarray, scale: float = 0.75, quality: int = 75) -> np.ndarray:
+    """(N, H, W, 3) uint8, passed on by a messenger: sent at `scale` of the size (Lanczos), as JPEG of that quality, and
+    enlarged again for the detector (bicubic)."""
+
+    def one(image: np.ndarray) -> np.ndarray:
+        height, width = (max(1, round(scale * side)) for side in image.shape[:2])
+        small = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.LANCZOS))
+        received = Image.fromarray(codecs.decode(codecs.jpeg_bytes(small, quality)))
+        return np.asarray(received.resize(image.shape[1::-1], Image.Resampling.BICUBIC))
+
+    return np.stack([one(image) for image in images])
 
 
 def _limited(data: ImageSet, limit: int | None) -> ImageSet:

@@ -109,6 +109,17 @@ def test_a_part_without_images_says_how_the_parts_are_made(folder):
         names(folder, empty)
 
 
+def test_a_set_that_is_passed_on_keeps_all_but_its_pixels(folder):
+    before, after = (sets.load(f"{prefix}{folder}", "test", 24) for prefix in ("", "resent:"))
+    assert after.names == before.names and np.array_equal(after.labels, before.labels)
+    assert after.images.shape == before.images.shape and after.images.dtype == np.uint8
+    assert not np.array_equal(after.images, before.images)
+    assert sets.short_name("resent:a") == "a-resent"
+    # smooth pictures come through nearly as they were: it is the fine texture that is lost
+    smooth = np.tile(np.linspace(40, 200, 64).astype(np.uint8)[None, :, None], (2, 64, 1, 3))
+    assert np.abs(sets.resent(smooth).astype(int) - smooth)[:, 4:-4, 4:-4].max() <= 4
+
+
 def test_short_names_are_those_of_the_folder(folder, monkeypatch):
     monkeypatch.chdir(folder)
     (folder / "labels.csv").write_text("file,label\n")

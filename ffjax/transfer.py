@@ -1,0 +1,221 @@
+"""How far a break carries: what perturbations made on one detector do to others, on sets and in files of all kinds.
+
+A cell is (data set, source, method): the images of the set, perturbed for that source; every target says of them what
+they are, in every storage. Margins are kept, so that tables are made anew without a detector.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ffjax import attempts, goals, metrics, uap
+from ffjax.attacks import ATTACKS
+from ffjax.checkpoint import snapshots
+from ffjax.data.codecs import STORAGE, to_float
+from ffjax.engine import Compute
+from ffjax.errors import InputError
+from ffjax.evaluate import Condition, margins, shown
+from ffjax.individual import batch_of
+from ffjax.metrics import Estimate
+from ffjax.run import Run
+from ffjax.types import Forward, ImageSet, UapInfo
+from ffjax.uap import Source
+from ffjax.universal import METHODS, UapConfig
+from ffjax.universal.fixed import sign_noise
+from ffjax.universal.patterns import lay_out
+
+COMPETENT = 0.75
+"""Clean AUC of a target on a set below which its wrong verdicts are no success of anybody's."""
+CLEAN = "clean"
+Says = Callable[[np.ndarray], np.ndarray]
+"""images (N, H, W, 3), float32 in [0, 1] -> margins (N,), positive = fake."""
+
+
+class Cell(NamedTuple):
+    """The images of `data` perturbed for `source` by `method`; noise and clean have no source."""
+
+    data: str
+    source: str
+    method: str
+
+    @property
+    def name(self) -> str:
+        return "--".join(part for part in (self.source, self.method) if part)
+
+
+class Told(NamedTuple):
+    """What one target says of one cell in one storage, of the images it calls rightly as they are.
+
+    rates: direction (fake_called_real, real_called_fake) -> the share now called wrongly. over_noise: the same minus
+    sign noise's mean, paired by image. shift: mean change of being called fake over all images, in [-1, 1]: what
+    is left to say where the target is not competent.
+    """
+
+    rates: Mapping[str, Estimate]
+    over_noise: Mapping[str, Estimate]
+    shift: Estimate
+
+
+def says(forward: Forward, compute: Compute) -> Says:
+    """A network as a target."""
+    return lambda images: margins(forward, images, compute)
+
+
+def cells(data: Sequence[str], sources: Sequence[str], methods: Sequence[str], noises: int) -> list[Cell]:
+    """All there are: clean and noise draws first, since every other is read beside them."""
+    found = [Cell(name, "", CLEAN) for name in data]
+    found += [Cell(name, "", f"noise{n}") for name in data for n in range(noises)]
+    return found + [Cell(name, s, m) for m in methods for s in sources for name in data]
+
+
+def check_methods(methods: Sequence[str]) -> None:
+    """InputError for a name that is neither a universal method nor an attack inside a bound, or is named twice."""
+    fixed = [name for name, entry in ATTACKS.items() if entry.bound == "fixed" and name != "noise"]
+    unknown = [name for name in methods if name not in METHODS and name not in fixed]
+    if unknown:
+        raise InputError(
+            f"method {unknown[0]}: unknown; universal: {', '.join(METHODS)}; individual: {', '.join(fixed)}"
+        )
+    if not methods or len(set(methods)) < len(methods):
+        raise InputError(f"methods: needs at least one and none twice, got {', '.join(methods) or 'none'}")
+
+
+def pattern(
+    folder: Path,
+    config: UapConfig,
+    source: Source,
+    size: int,
+    compute: Compute,
+    train: ImageSet | None,
+    held: ImageSet,
+    watch: Callable[[int, UapInfo], None] = lambda done, infos: None,
+) -> tuple[np.ndarray, float]:
+    """The universal pattern of a method for a source, of its seeds the best by its own score, and that score; made in
+    `folder` as far as it is not yet."""
+    laid = lay_out(config, [(source.name, source.layers)])
+    shots = snapshots(folder)
+    try:
+        state = uap.make(config, laid, [source], (size, size, 3), compute, shots, watch, train, held)
+    finally:
+        shots.close()
+    scores = np.asarray(state.best_score)
+    best = uap.chosen(laid, scores)[0]
+    return np.asarray(state.best)[best], float(scores[best])
+
+
+def individually(
+    name: str, source: Source, data: ImageSet, eps: float, compute: Compute, tell: Callable[[int], None]
+) -> np.ndarray:
+    """(N, H, W, 3) float32: every image attacked on its own, whatever the source calls it, to the last step where the
+    attack has that option, since what stops at one detector's boundary carries nowhere."""
+    follows = "stop" in attempts.chosen_options(name, {})
+    runner = attempts.named(name, "linf", goals.verdict, source.forward, compute, {"stop": False} if follows else {})
+    made, full = [], np.full(compute.batch, eps, np.float32)
+    for start in range(0, len(data.labels), compute.batch):
+        ids = np.arange(start, min(start + compute.batch, len(data.labels)))
+        made.append(np.asarray(runner(batch_of(data, ids), full[: len(ids)], 0).images))
+        tell(int(ids[-1]) + 1)
+    return np.concatenate(made)
+
+
+def universally(data: ImageSet, delta: np.ndarray, config: UapConfig) -> np.ndarray:
+    """(N, H, W, 3) float32: the pattern on every image."""
+    shape = "filter" if config.shape == "filter" else "additive"
+    return shown(data.images, Condition("", "uap", "", delta, shape=shape))
+
+
+def noisy(data: ImageSet, draw: int, eps: float) -> np.ndarray:
+    """(N, H, W, 3) float32: one draw of sign noise, +-eps, on every image."""
+    delta = np.asarray(sign_noise(uap.noise_key(draw), data.images.shape[1:], eps))
+    return shown(data.images, Condition("", "noise", "", delta))
+
+
+def score(images: np.ndarray, targets: Mapping[str, Says], stored: Sequence[str]) -> dict[str, np.ndarray]:
+    """TARGET|STORAGE -> (N,) margins of images (N, H, W, 3) in [0, 1]; uint8 is x / 255."""
+    found = {}
+    for storage in ("float", *stored):
+        seen = STORAGE[storage](to_float(images) if images.dtype == np.uint8 else images)
+        found |= {f"{name}|{storage}": np.asarray(say(seen), np.float32) for name, say in targets.items()}
+    return found
+
+
+def path(folder: Run, cell: Cell) -> Path:
+    """Where a cell's margins lie."""
+    return folder / f"scores/{cell.data}/{cell.name}.npz"
+
+
+class Sheet(NamedTuple):
+    """A set's labels and identities, and TARGET|STORAGE -> margins of its clean, noisy and perturbed images."""
+
+    labels: np.ndarray
+    groups: np.ndarray
+    clean: Mapping[str, np.ndarray]
+    noise: Sequence[Mapping[str, np.ndarray]]
+
+
+def competence(sheet: Sheet, target: str) -> dict[str, Estimate]:
+    """Of a target on the clean images in float: metrics.summary's clean_ entries."""
+    said = sheet.clean[f"{target}|float"]
+    every = metrics.summary(metrics.Scores(sheet.labels, sheet.groups, said, said))
+    return {name: every[name] for name in ("clean_auc", "clean_balanced_accuracy")}
+
+
+def told(sheet: Sheet, target: str, storage: str, said: np.ndarray) -> Told:
+    """What margins `said` (N,) of perturbed images amount to."""
+    fake, key = sheet.labels == 1, f"{target}|{storage}"
+    right = (sheet.clean[f"{target}|float"] > 0) == fake
+    wrong = (said > 0) != fake
+    # each image's chance to be wrong under noise of the bound: its draws' mean
+    chance = np.mean([(one[key] > 0) != fake for one in sheet.noise], axis=0) if sheet.noise else np.zeros(len(fake))
+    rates, over = {}, {}
+    for direction, side in directions(sheet.labels).items():
+        rows = right & side
+        if not rows.any():
+            continue
+        groups = sheet.groups[rows]
+        rates[direction] = metrics.share(wrong[rows].astype(float), groups)
+        over[direction] = metrics.gain(wrong[rows] - chance[rows], groups)
+    change = (said > 0).astype(float) - (sheet.clean[key] > 0)
+    return Told(rates, over, metrics.gain(change, sheet.groups))
+
+
+def directions(labels: np.ndarray) -> dict[str, np.ndarray]:
+    """Direction -> (N,) bool, the images that can go that way."""
+    return {"fake_called_real": labels == 1, "real_called_fake": labels == 0}
+
+
+def entries(
+    folder: Run, data: Mapping[str, ImageSet], every: Sequence[Cell], targets: Sequence[str], stored: Sequence[str]
+) -> Iterator[dict[str, Any]]:
+    """One entry a (cell, target, storage), with its own clean and noise rows among them, ready for results.json."""
+    sheets = {name: sheet(folder, one, name, every) for name, one in data.items()}
+    able = {(name, t): competence(one, t)["clean_auc"].value for name, one in sheets.items() for t in targets}
+    for cell in every:
+        said = read(path(folder, cell))
+        for target in targets:
+            for storage in ("float", *stored):
+                found = told(sheets[cell.data], target, storage, said[f"{target}|{storage}"])
+                auc = able[cell.data, target]
+                yield {
+                    "data": cell.data, "source": cell.source, "method": cell.method, "target": target,
+                    "storage": storage, "competent": auc is not None and auc >= COMPETENT,
+                    "rates": metrics.plain(found.rates), "over_noise": metrics.plain(found.over_noise),
+                    "shift": metrics.plain({"shift": found.shift})["shift"],
+                }  # fmt: skip
+
+
+def sheet(folder: Run, data: ImageSet, name: str, every: Sequence[Cell]) -> Sheet:
+    """What all cells of a set are read beside."""
+    noise = [c for c in every if c.data == name and not c.source and c.method != CLEAN]
+    clean = read(path(folder, Cell(name, "", CLEAN)))
+    return Sheet(data.labels, data.groups, clean, [read(path(folder, cell)) for cell in noise])
+
+
+def read(file: Path) -> dict[str, np.ndarray]:
+    """A cell's margins; none if there is no file."""
+    if not file.exists():
+        return {}
+    with np.load(file) as found:
+        return dict(found)
