@@ -152,8 +152,9 @@ def _images(
     config = configs[cell.method]
     place = folder / f"patterns/{cell.name}/pattern.npy"
     if not place.exists():
-        delta, _ = transfer.pattern(place.parent / "snapshots", config, source, cfg.size, cfg.compute, train, held)
-        run.save_array(place, delta)
+        snapshots = place.parent / "snapshots"
+        deltas, scores = transfer.patterns(snapshots, config, source, cfg.size, cfg.compute, train, held)
+        run.save_array(place, deltas[np.argmax(scores)])
     return transfer.universally(data, np.load(place), config)
 
 

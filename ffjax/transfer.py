@@ -25,6 +25,7 @@ from ffjax.uap import Source
 from ffjax.universal import METHODS, UapConfig
 from ffjax.universal.fixed import sign_noise
 from ffjax.universal.patterns import lay_out
+from ffjax.universal.shapes import Size
 
 COMPETENT = 0.75
 """Clean AUC of a target on a set below which its wrong verdicts are no success of anybody's."""
@@ -82,7 +83,7 @@ def check_methods(methods: Sequence[str]) -> None:
         raise InputError(f"methods: needs at least one and none twice, got {', '.join(methods) or 'none'}")
 
 
-def pattern(
+def patterns(
     folder: Path,
     config: UapConfig,
     source: Source,
@@ -91,18 +92,16 @@ def pattern(
     train: ImageSet | None,
     held: ImageSet,
     watch: Callable[[int, UapInfo], None] = lambda done, infos: None,
-) -> tuple[np.ndarray, float]:
-    """The universal pattern of a method for a source, of its seeds the best by its own score, and that score; made in
-    `folder` as far as it is not yet."""
+) -> tuple[np.ndarray, np.ndarray]:
+    """The universal patterns of a method for a source, one a seed, (S, ...), and their own scores (S,), by which one is
+    chosen; made in `folder` as far as they are not yet."""
     laid = lay_out(config, [(source.name, source.layers)])
     shots = snapshots(folder)
     try:
         state = uap.make(config, laid, [source], (size, size, 3), compute, shots, watch, train, held)
     finally:
         shots.close()
-    scores = np.asarray(state.best_score)
-    best = uap.chosen(laid, scores)[0]
-    return np.asarray(state.best)[best], float(scores[best])
+    return np.asarray(state.best), np.asarray(state.best_score)
 
 
 def individually(
@@ -128,8 +127,12 @@ def universally(data: ImageSet, delta: np.ndarray, config: UapConfig) -> np.ndar
 
 def noisy(data: ImageSet, draw: int, eps: float) -> np.ndarray:
     """(N, H, W, 3) float32: one draw of sign noise, +-eps, on every image."""
-    delta = np.asarray(sign_noise(uap.noise_key(draw), data.images.shape[1:], eps))
-    return shown(data.images, Condition("", "noise", "", delta))
+    return shown(data.images, Condition("", "noise", "", noise((*data.images.shape[1:3], 3), draw, eps)))
+
+
+def noise(size: Size, draw: int, eps: float) -> np.ndarray:
+    """(H, W, 3): that draw."""
+    return np.asarray(sign_noise(uap.noise_key(draw), size, eps))
 
 
 def score(images: np.ndarray, targets: Mapping[str, Says], stored: Sequence[str]) -> dict[str, np.ndarray]:

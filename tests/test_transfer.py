@@ -108,11 +108,11 @@ def test_an_individual_attack_goes_to_its_bound():
     assert made.shape == data.images.shape and (moved <= 4 / 255 + 1e-6).all() and (moved > 3.9 / 255).all()
 
 
-def test_a_pattern_is_made_once_and_is_the_best_by_its_own_score(tmp_path):
+def test_patterns_are_made_once_one_a_seed(tmp_path):
     cfg = named("gd_uap", seeds=(0, 1, 2), steps=8, check=4)
-    first, score = transfer.pattern(tmp_path, cfg, toys.source(), toys.SIZE, Compute(devices=1), None, toys.images())
-    again, _ = transfer.pattern(tmp_path, cfg, toys.source(), toys.SIZE, Compute(devices=1), None, toys.images())
-    assert np.array_equal(first, again) and first.shape == toys.SHAPE and np.isfinite(score)
+    first, scores = transfer.patterns(tmp_path, cfg, toys.source(), toys.SIZE, Compute(devices=1), None, toys.images())
+    again, _ = transfer.patterns(tmp_path, cfg, toys.source(), toys.SIZE, Compute(devices=1), None, toys.images())
+    assert np.array_equal(first, again) and first.shape == (3, *toys.SHAPE) and np.isfinite(scores).all()
 
 
 def test_noise_of_the_bound_is_the_same_wherever_it_is_drawn():

@@ -1,0 +1,271 @@
+"""The first paper's claims about universal perturbations, laid out as tables on what we have: without data and with, on
+unseen data, on unseen detectors, verdict and mask, and how visible they are; a line under each says held or not held.
+
+    python -m experiments.huang_uap
+    python -m experiments.huang_uap --sources vgg16:runs/zoo-vgg16/weights.safetensors --unseen --data a
+
+Claims examined: Huang et al., ICIP 2020 (their tables are not public: nothing to compare with). The second command is
+the check against GD-UAP's known order of rungs. Cost: some 15 minutes on 2 CPU cores; killed and started again it goes
+on. Result: runs/huang_uap/results.json, figures/
+"""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from rich.console import Console
+
+from ffjax import anatomy, anatomy_figures, crossed, detectors, evaluate, huang, huang_tables, run, study, transfer
+from ffjax.data import sets
+from ffjax.data.codecs import STORAGE, to_float
+from ffjax.engine import Compute
+from ffjax.errors import InputError
+from ffjax.huang import Said
+from ffjax.metrics import Estimate
+from ffjax.progress import stage, step
+from ffjax.run import Run
+from ffjax.transfer import CLEAN, Cell, Sheet
+from ffjax.types import ImageSet
+from ffjax.uap import Source
+from ffjax.universal import METHODS, UapConfig, named
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Made on what, shown to what."""
+
+    sources: tuple[str, ...] = ("meso4-a0", "mesoinception4-a0", "resnet10-a0")
+    """Detectors the perturbations are made on; one with a mask is examined for that too."""
+    unseen: tuple[str, ...] = ("meso4-a1", "mesoinception4-a1", "resnet10-a1")
+    """Detectors they never saw, besides each other's sources."""
+    methods: tuple[str, ...] = huang.LADDER + huang.LABELLED
+    """Of ffjax.universal.METHODS."""
+    data: tuple[str, ...] = ("a", "b")
+    """Test sets; the first also trains and tunes what sees data."""
+    eps: float = 10.0
+    """Bound in 1/255."""
+    images: int = 80
+    """Test images per class and set, at most."""
+    validation: int = 40
+    """Validation images per class, at most."""
+    noises: int = 5
+    """Draws of sign noise."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Starts of each pattern; all count."""
+    stored: tuple[Literal["png", "jpeg90", "jpeg75", "jpeg50"], ...] = ("png", "jpeg75")
+    """How images are also stored, besides in float."""
+    size: int = 128
+    """Image side in pixels."""
+    out: Path = Path("runs/huang_uap")
+    compute: Compute = field(default_factory=Compute)
+
+
+def main(cfg: Config) -> None:
+    """Loads, makes what is missing, scores, prints the claims."""
+    console = Console()
+    console = console if console.is_terminal else Console(width=190)
+    console.print(f"ffjax: Huang et al.'s claims on {', '.join(cfg.sources)} -> {cfg.out}", highlight=False)
+    _check(cfg)
+    loaded = [detectors.load(spec) for spec in (*cfg.sources, *cfg.unseen)]
+    networks = study.networks(loaded, cfg.size)
+    sources = [networks[one.name] for one in loaded[: len(cfg.sources)]]
+    configs = {name: replace(named(name), eps=(cfg.eps,), seeds=cfg.seeds) for name in cfg.methods}
+    with step(console, "loading images (the embedded sets are generated at first use)"):
+        tests = sets.load_all(cfg.data, "test", cfg.size, cfg.images)
+        held = sets.load(cfg.data[0], "validation", cfg.size, cfg.validation)
+        needed = any(config.mode == "with_data" for config in configs.values())
+        train = sets.load(cfg.data[0], "train", cfg.size) if needed else None
+    folder = run.open_run(cfg.out, cfg)
+    given = {"test": tests, "validation": {cfg.data[0]: held}} | ({"train": {cfg.data[0]: train}} if train else {})
+    study.check_inputs(folder, networks, given, {f"settings of {name}": repr(c) for name, c in configs.items()})
+    for warning in study.save_networks(folder, loaded):
+        console.print(f"[yellow]warning:[/] {warning}", highlight=False)
+
+    every = [Cell(name, "", CLEAN) for name in tests] + [Cell(name, "", "noise") for name in tests]
+    every += [Cell(d, s.name, m) for s in sources for m in cfg.methods for d in tests if _fits(configs[m], s, cfg.size)]
+    with stage(console, "cells", len(every), "cells") as tell:
+        for k, cell in enumerate(every, start=1):
+            if not transfer.path(folder, cell).exists():
+                shown = _shown(cfg, folder, networks, configs, train, held, cell, tests[cell.data])
+                run.save_arrays(transfer.path(folder, cell), _scored(cfg, shown, networks, tests[cell.data]))
+            tell(k, f"{cell.data} {cell.name}")
+    with step(console, "intervals"):
+        rows, ladder, masks = _measured(cfg, folder, tests, every, networks)
+        quality = [_quality(cfg, folder, configs, cell, tests[cell.data]) for cell in every if cell.source]
+    told = huang_tables.show(console, rows, ladder, masks, quality, next(iter(tests)))
+    found = {"rows": rows, "rungs": ladder, "masks": masks, "quality": quality, "told": told}
+    run.write_json(folder / "results.json", _plain(found) | {"environment": study.environment()})
+    with step(console, "why it works: figures"):
+        for source in sources:
+            _anatomy(cfg, folder, source, next(iter(tests.values())))
+    console.print(f"figures: {folder.folder / 'figures'}", highlight=False)
+
+
+def _check(cfg: Config) -> None:
+    """Refuses, before anything is computed, what could not be carried to its end."""
+    run.check(cfg.out, cfg)
+    if not cfg.sources:
+        raise InputError("sources: name at least one detector")
+    unknown = [name for name in cfg.methods if name not in METHODS]
+    if unknown or not cfg.methods or len(set(cfg.methods)) < len(cfg.methods):
+        raise InputError(f"methods: at least one, none twice, of {', '.join(METHODS)}; got {', '.join(cfg.methods)}")
+    for name in ("images", "validation", "noises", "size"):
+        if getattr(cfg, name) < 1:
+            raise InputError(f"{name}: must be at least 1, got {getattr(cfg, name)}")
+    if not 0 < cfg.eps <= 255:
+        raise InputError(f"eps: must be above 0 and at most 255, got {cfg.eps}")
+
+
+def _fits(config: UapConfig, source: Source, size: int) -> bool:
+    """Whether a source has what a method is after."""
+    return config.mask == "leave" or _masked(source, size)
+
+
+def _masked(source: Source, size: int) -> bool:
+    return jax.eval_shape(source.forward, jax.ShapeDtypeStruct((1, size, size, 3), np.float32)).mask is not None
+
+
+def _made(cfg: Config, folder: Run, source: Source, method: str) -> Path:
+    return folder / f"patterns/{source.name}--{method}/patterns.npy"
+
+
+def _shown(
+    cfg: Config,
+    folder: Run,
+    networks: dict[str, Source],
+    configs: dict[str, UapConfig],
+    train: ImageSet | None,
+    held: ImageSet,
+    cell: Cell,
+    data: ImageSet,
+) -> list[np.ndarray]:
+    """The set's images under every pattern, or draw, of the cell."""
+    if cell.method == CLEAN:
+        return [to_float(data.images)]
+    if not cell.source:
+        return [transfer.noisy(data, draw, cfg.eps / 255) for draw in range(cfg.noises)]
+    source, config = networks[cell.source], configs[cell.method]
+    place = _made(cfg, folder, source, cell.method)
+    if not place.exists():
+        snapshots = place.parent / "snapshots"
+        deltas, _ = transfer.patterns(snapshots, config, source, cfg.size, cfg.compute, train, held)
+        run.save_array(place, deltas)
+    return [transfer.universally(data, delta, config) for delta in np.load(place)]
+
+
+def _scored(cfg: Config, shown: list[np.ndarray], networks: dict[str, Source], data: ImageSet) -> dict[str, np.ndarray]:
+    """TARGET|STORAGE -> (P, N) margins; and of a target with a mask, where the set has true ones, iou|TARGET|STORAGE
+    and area|TARGET|STORAGE, (P, N)."""
+    found: dict[str, list[np.ndarray]] = {}
+    for images in shown:
+        for storage in ("float", *cfg.stored):
+            seen = STORAGE[storage](images)
+            for name, one in networks.items():
+                key = f"{name}|{storage}"
+                found.setdefault(key, []).append(evaluate.margins(one.forward, seen, cfg.compute))
+                if data.masks is not None and _masked(one, cfg.size):
+                    overlap = evaluate.mask_overlap(one.forward, seen, data.masks, cfg.compute)
+                    area = evaluate.forged(one.forward, seen, cfg.compute).mean(axis=(1, 2))
+                    found.setdefault(f"iou|{key}", []).append(overlap)
+                    found.setdefault(f"area|{key}", []).append(area)
+    return {key: np.stack(values).astype(np.float32) for key, values in found.items()}
+
+
+def _measured(
+    cfg: Config, folder: Run, tests: dict[str, ImageSet], every: list[Cell], networks: dict[str, Source]
+) -> tuple[list[dict], list[dict], list[dict]]:
+    """Rows of verdicts, of rungs and of masks, as huang_tables.show takes them."""
+    rows, ladder, masks = [], [], []
+    for name, data in tests.items():
+        clean, noise = (transfer.read(transfer.path(folder, Cell(name, "", kind))) for kind in (CLEAN, "noise"))
+        sheet = Sheet(data.labels, data.groups, {key: values[0] for key, values in clean.items()}, [])
+        able = {target: huang.competent(sheet, target) for target in networks}
+        rungs: dict[str, dict[str, Said]] = {}
+        for cell in [c for c in every if c.data == name and c.source]:
+            scores = transfer.read(transfer.path(folder, cell))
+            for target in networks:
+                for storage in ("float", *cfg.stored):
+                    said = Said(scores[f"{target}|{storage}"], noise[f"{target}|{storage}"])
+                    place = {"data": name, "source": cell.source, "method": cell.method, "target": target}
+                    place |= {"storage": storage, "competent": able[target]}
+                    rows += [
+                        place | {"measure": measure, "found": huang.row(sheet, target, storage, said, measure)}
+                        for measure in huang.MEASURES
+                    ]
+                    if target == cell.source and storage == "float":
+                        rungs.setdefault(cell.source, {})[cell.method] = said
+            masks += _masks(sheet, cell, scores, noise, clean)
+        for source, said in rungs.items():
+            ladder += [{"data": name, "source": source} | rung for rung in huang.rungs(sheet, source, said)]
+    return rows, ladder, masks
+
+
+def _masks(sheet: Sheet, cell: Cell, scores: dict, noise: dict, clean: dict) -> list[dict]:
+    """IoU with the true mask and area shown forged, on fakes that the source calls rightly clean."""
+    key = f"{cell.source}|float"
+    if f"iou|{key}" not in scores:
+        return []
+    rows = (sheet.labels == 1) & (sheet.clean[key] > 0)
+    found, groups = [], sheet.groups[rows]
+    for measure, name in (("iou", "IoU with the true mask"), ("area", "area shown forged")):
+        values, draws, before = (one[f"{measure}|{key}"][:, rows] for one in (scores, noise, clean))
+        told = {"rate": crossed.mean(values, groups), "noise": crossed.mean(draws, groups)}
+        told |= {"clean": crossed.mean(before, groups), "over_noise": crossed.difference(values, draws, groups)}
+        found.append({"data": cell.data, "source": cell.source, "method": cell.method, "measure": name, "found": told})
+    return found
+
+
+def _quality(cfg: Config, folder: Run, configs: dict[str, UapConfig], cell: Cell, data: ImageSet) -> dict[str, Any]:
+    """PSNR and SSIM of the first seed's pattern on 40 images spread over the set."""
+    few = sets.taken(data, np.linspace(0, len(data.labels) - 1, min(40, len(data.labels))).astype(int))
+    delta = np.load(folder / f"patterns/{cell.name}/patterns.npy")[0]
+    shown = transfer.universally(few, delta, configs[cell.method])
+    named_ = {"data": cell.data, "source": cell.source, "method": cell.method}
+    return named_ | huang.quality(few.images, shown)
+
+
+def _anatomy(cfg: Config, folder: Run, source: Source, data: ImageSet) -> None:
+    """Why it works, in figures: the first seed of every additive method beside noise, on at most 40 images a class."""
+    few = sets.limited(data, 40)
+    patterns = {"noise": transfer.noise(data.images.shape[1:], 0, cfg.eps / 255)}
+    for method in cfg.methods:
+        place = _made(cfg, folder, source, method)
+        if place.exists() and METHODS[method].get("shape", "additive") != "filter":
+            patterns[f"uap {method}"] = np.load(place)[0]
+    key = jax.random.key(5)
+    jacobian = anatomy.jacobian_spectrum(source.forward, few.images, 20, cfg.compute, key, unit=True)
+    first = next((name for name in patterns if name != "noise"), "noise")
+    sizes = [s / 10 for s in (0, 1, 2, 4, 6, 8, 10, 15, 20)]
+    found = {
+        "push": anatomy.push(source.forward, few.images, few.labels, patterns, cfg.compute),
+        "firing": anatomy.firing_change(source.forward, few.images, few.labels, patterns, cfg.compute),
+        "jacobian": {
+            "values": jacobian.values.tolist(),
+            "random": jacobian.random.tolist(),
+            "alignment": anatomy.alignment(jacobian.vectors, patterns, key),
+        },
+        "spectra": {name: anatomy.spectrum(pattern) for name, pattern in patterns.items()},
+        "response": anatomy.response_curve(
+            source.forward, few.images, few.labels, few.groups, patterns[first], sizes, cfg.compute, key
+        ),
+    }
+    place = folder / f"figures/{source.name}/anatomy.json"
+    run.write_json(place, _plain(found))
+    anatomy_figures.save_all(place.parent, source.name, found)
+
+
+def _plain(value: Any) -> Any:
+    """For JSON: estimates as objects, NaN as null."""
+    if isinstance(value, Estimate):
+        return {k: None if v != v else v for k, v in value._asdict().items()}
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return value.tolist() if isinstance(value, np.ndarray) else value
+
+
+if __name__ == "__main__":
+    run.main(Config, main)
