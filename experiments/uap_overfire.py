@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 from rich.console import Console
 
-from ffjax import checkpoint, detectors, report, run, study, uap, viewing
+from ffjax import checkpoint, detectors, pattern_card, report, run, study, uap, viewing
 from ffjax.data import sets
 from ffjax.engine import Compute
 from ffjax.errors import InputError
@@ -77,6 +77,12 @@ def main(cfg: Config) -> None:
     shots.close()
     deltas, best = np.asarray(state.best), np.asarray(state.best_score)
     study.save_patterns(folder, patterns, deltas, best)
+    seen = pattern_card.seen(cfg.uap, sets.short_name(cfg.data[0]), train, held)
+    cards = pattern_card.cards_of(
+        cfg.uap, patterns, deltas, best, [pattern_card.maker(one) for one in loaded[: len(sources)]], seen
+    )
+    pattern_card.write_all(folder / "patterns", cards)
+    pattern_card.write(folder / "perturbation.npy", *next(iter(cards.values())))
 
     with stage(console, "fixed patterns", study.fixed_count(patterns, shape), "patterns") as tell:
         fixed = study.fixed_conditions(folder, cfg.uap, patterns, sources, held, cfg.compute, tell)
