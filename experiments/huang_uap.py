@@ -17,7 +17,19 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from ffjax import anatomy, anatomy_figures, crossed, detectors, evaluate, huang, huang_tables, run, study, transfer
+from ffjax import (
+    anatomy,
+    anatomy_figures,
+    crossed,
+    detectors,
+    evaluate,
+    huang,
+    huang_tables,
+    needs,
+    run,
+    study,
+    transfer,
+)
 from ffjax.data import sets
 from ffjax.data.codecs import STORAGE, to_float
 from ffjax.engine import Compute
@@ -56,6 +68,8 @@ class Config:
     """Starts of each pattern; all count."""
     stored: tuple[Literal["png", "jpeg90", "jpeg75", "jpeg50"], ...] = ("png", "jpeg75")
     """How images are also stored, besides in float."""
+    needs: bool = True
+    """Whether it is also asked, on the first source, how many images and steps a pattern needs (ten more patterns)."""
     size: int = 128
     """Image side in pixels."""
     out: Path = Path("runs/huang_uap")
@@ -100,6 +114,14 @@ def main(cfg: Config) -> None:
     with step(console, "why it works: figures"):
         for source in sources:
             _anatomy(cfg, folder, source, next(iter(tests.values())))
+    if train is not None and cfg.needs:
+        with stage(console, f"what it needs, on {sources[0].name}", needs.runs(), "patterns") as tell:
+            config = replace(named("to_real"), eps=(cfg.eps,), seeds=(0,))
+            test = next(iter(tests.values()))
+            curves = needs.curves(folder, config, sources[0], cfg.size, cfg.compute, train, held, test, tell)
+        place = folder / f"figures/{sources[0].name}/needs.json"
+        run.write_json(place, curves)
+        anatomy_figures.save_all(place.parent, sources[0].name, {"needs": curves})
     console.print(f"figures: {folder.folder / 'figures'}", highlight=False)
 
 
@@ -150,7 +172,7 @@ def _shown(
     place = _made(cfg, folder, source, cell.method)
     if not place.exists():
         snapshots = place.parent / "snapshots"
-        deltas, _ = transfer.patterns(snapshots, config, source, cfg.size, cfg.compute, train, held)
+        deltas, _ = transfer.patterns(snapshots, config, [source], cfg.size, cfg.compute, train, held)
         run.save_array(place, deltas)
     return [transfer.universally(data, delta, config) for delta in np.load(place)]
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from rich.console import Console
@@ -30,6 +30,8 @@ from ffjax.types import ImageSet
 from ffjax.uap import Source
 from ffjax.universal import METHODS, UapConfig, named
 
+TOGETHER = "all-"
+"""Begins the name of a row that is made on all sources at once, before the way they are joined."""
 SHIPPED = ("meso4-a0", "meso4-a1", "mesoinception4-a0", "mesoinception4-a1", "resnet10-a0", "resnet10-a1")
 
 
@@ -43,6 +45,8 @@ class Config:
     """More detectors that they are shown to, besides the sources."""
     classical: tuple[Literal["svm", "forest"], ...] = ("svm", "forest")
     """Targets without gradients, fitted on the first set's training images."""
+    together: tuple[Literal["average", "worst", "sum_log"], ...] = ()
+    """Universal patterns are also made on all sources at once, joined so; a row each (sum_log: for ce alone)."""
     methods: tuple[str, ...] = ("gd_uap", "uap_pgd", "to_real", "mi_fgsm")
     """Universal methods (ffjax.universal.METHODS) and attacks inside an l_inf bound (ffjax.attacks.ATTACKS)."""
     data: tuple[str, ...] = ("a", "b", "resent:a")
@@ -88,6 +92,8 @@ def main(cfg: Config) -> None:
     targets |= _classical(cfg, console, train, held)
 
     every = transfer.cells(list(tests), [s.name for s in sources], cfg.methods, cfg.noises)
+    joined = [f"{TOGETHER}{join}" for join in cfg.together]
+    every += transfer.cells(list(tests), joined, [name for name in cfg.methods if name in METHODS], 0)[len(tests) :]
     missing = [cell for cell in every if not transfer.path(folder, cell).exists()]
     with stage(console, "cells", len(every), "cells") as tell:
         tell(len(every) - len(missing))
@@ -99,6 +105,7 @@ def main(cfg: Config) -> None:
     with step(console, "intervals"):
         entries = list(transfer.entries(folder, tests, every, list(targets), cfg.stored))
     family = {one.name: str(one.meta.get("arch")) for one in loaded}
+    family |= {name: [source.name for source in sources] for name in joined}
     _show(console, folder, entries, family)
 
 
@@ -111,7 +118,9 @@ def _check(cfg: Config) -> None:
     for name in ("images", "validation", "noises", "size"):
         if getattr(cfg, name) < 1:
             raise InputError(f"{name}: must be at least 1, got {getattr(cfg, name)}")
-    for name in ("stored", "classical"):
+    if cfg.together and len(cfg.sources) < 2:
+        raise InputError("together: needs at least two sources")
+    for name in ("stored", "classical", "together"):
         if len(set(getattr(cfg, name))) < len(getattr(cfg, name)):
             raise InputError(f"{name}: none may be named twice, got {', '.join(getattr(cfg, name))}")
     if not 0 <= cfg.eps <= 255:
@@ -146,19 +155,28 @@ def _images(
         return data.images
     if not cell.source:
         return transfer.noisy(data, int(cell.method.removeprefix("noise")), cfg.eps / 255)
-    source = networks[cell.source]
+    made_on = _made_on(cfg, networks, cell.source)
     if cell.method in ATTACKS:
-        return transfer.individually(cell.method, source, data, cfg.eps / 255, cfg.compute, lambda done: None)
+        return transfer.individually(cell.method, made_on[0], data, cfg.eps / 255, cfg.compute, lambda done: None)
     config = configs[cell.method]
+    if cell.source.startswith(TOGETHER):
+        config = replace(config, join=cell.source.removeprefix(TOGETHER))
     place = folder / f"patterns/{cell.name}/pattern.npy"
     if not place.exists():
         snapshots = place.parent / "snapshots"
-        deltas, scores = transfer.patterns(snapshots, config, source, cfg.size, cfg.compute, train, held)
+        deltas, scores = transfer.patterns(snapshots, config, made_on, cfg.size, cfg.compute, train, held)
         run.save_array(place, deltas[np.argmax(scores)])
     return transfer.universally(data, np.load(place), config)
 
 
-def _show(console: Console, folder: Run, entries: Sequence[dict], family: dict[str, str]) -> None:
+def _made_on(cfg: Config, networks: dict[str, Source], name: str) -> list[Source]:
+    """The detectors that a row of the tensor is made on."""
+    if not name.startswith(TOGETHER):
+        return [networks[name]]
+    return list(networks.values())[: len(cfg.sources)]
+
+
+def _show(console: Console, folder: Run, entries: Sequence[dict], family: dict[str, Any]) -> None:
     """results.json, tables.txt, a heat map a method; and the matrices in float on the console."""
     found = transfer_table.tensor(entries)
     told = transfer_table.sentences(found, family)

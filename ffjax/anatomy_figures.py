@@ -21,9 +21,10 @@ OTHERS = ("#009E73", "#CC79A7", "#56B4E9", "#7a5195")
 
 
 def save_all(folder: Path, detector: str, found: Mapping[str, Any]) -> list[Path]:
-    """anatomy-NAME.png in the folder for each of push, firing, jacobian, spectra and response that `found` holds: what
-    the function of that name draws."""
+    """anatomy-NAME.png in the folder for each of push, firing, jacobian, spectra, response and needs that `found`
+    holds: what the function of that name draws."""
     draws = {"push": push, "firing": firing, "jacobian": jacobian, "spectra": spectra, "response": response}
+    draws["needs"] = needs
     paths = []
     for name in (name for name in draws if name in found):
         paths.append(folder / f"anatomy-{name}.png")
@@ -197,6 +198,29 @@ def response(found: dict, detector: str) -> Figure:
     axes[0].set_ylim(-0.02, 1.02)
     fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower left", ncols=3)
     _heading(fig, f"Success on {detector} against the bound, with 95% intervals over identities")
+    return fig
+
+
+def needs(found: dict, detector: str) -> Figure:
+    """needs.curves -> share of fakes called real against the images and the steps that a pattern was made with."""
+    fig = Figure(figsize=(13, 4.8), layout="constrained")
+    axes = fig.subplots(1, 2, sharey=True)
+    words = {"images": "training fakes it is made of", "steps": "steps it is given"}
+    for ax, (what, label) in zip(axes, words.items(), strict=True):
+        tried = found[what]["tried"]
+        value, low, high = (_field(found[what]["rates"], field) for field in ("value", "low", "high"))
+        ax.fill_between(tried, low, high, color=COLOURS["uap"], alpha=0.2, lw=0)
+        ax.plot(tried, value, marker=MARKERS["uap"], color=COLOURS["uap"], lw=2, label="the pattern")
+        ax.axhline(found["noise"]["value"], color=COLOURS["noise"], lw=2, ls="--", label=KINDS["noise"])
+        ax.set_xscale("log")
+        ax.set_xticks(tried, [str(count) for count in tried])
+        ax.minorticks_off()
+        ax.set_xlabel(label)
+        ax.yaxis.set_major_formatter(PercentFormatter(1))
+        _grid(ax)
+    axes[0].set_ylim(-0.02, 1.02)
+    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower left", ncols=2)
+    _heading(fig, f"Fakes called real by {detector} (of {found['fakes']}), by what the pattern was made with")
     return fig
 
 

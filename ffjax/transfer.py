@@ -86,19 +86,19 @@ def check_methods(methods: Sequence[str]) -> None:
 def patterns(
     folder: Path,
     config: UapConfig,
-    source: Source,
+    sources: Sequence[Source],
     size: int,
     compute: Compute,
     train: ImageSet | None,
     held: ImageSet,
     watch: Callable[[int, UapInfo], None] = lambda done, infos: None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The universal patterns of a method for a source, one a seed, (S, ...), and their own scores (S,), by which one is
+    """The universal patterns of a method for sources, one a seed, (S, ...), and their own scores (S,), by which one is
     chosen; made in `folder` as far as they are not yet."""
-    laid = lay_out(config, [(source.name, source.layers)])
+    laid = lay_out(config, [(source.name, source.layers) for source in sources])
     shots = snapshots(folder)
     try:
-        state = uap.make(config, laid, [source], (size, size, 3), compute, shots, watch, train, held)
+        state = uap.make(config, laid, sources, (size, size, 3), compute, shots, watch, train, held)
     finally:
         shots.close()
     return np.asarray(state.best), np.asarray(state.best_score)

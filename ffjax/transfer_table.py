@@ -16,7 +16,10 @@ from ffjax.findings import DIRECTIONS
 from ffjax.transfer import CLEAN, COMPETENT
 
 Entry = Mapping[str, Any]
-KINDS = ("the same detector", "the same architecture, other weights", "another architecture")
+KINDS = (
+    "the same detector", "the same architecture, other weights", "another architecture",
+    "one of several that it was made on", "none of several that it was made on",
+)  # fmt: skip
 PALETTE = "Blues"
 BASELINES = {"noise0": "sign noise", CLEAN: "clean"}
 NOTE = (
@@ -48,8 +51,9 @@ def tensor(entries: Iterable[Entry]) -> Tensor:
 
 
 def rows(found: Tensor, method: str) -> list[tuple[str, str, str]]:
-    """(name, source, method) of a matrix's rows: the sources, then the baselines."""
-    return [(s, s, method) for s in found.sources] + [(name, "", key) for key, name in BASELINES.items()]
+    """(name, source, method) of a matrix's rows: the sources that it was made on, then the baselines."""
+    made = dict.fromkeys(key[1] for key in found.at if key[2] == method)
+    return [(s, s, method) for s in made] + [(name, "", key) for key, name in BASELINES.items()]
 
 
 def title(data: str, method: str, storage: str, side: str | None = None) -> str:
@@ -64,9 +68,10 @@ def matrix(found: Tensor, data: str, method: str, storage: str, side: str | None
     table.add_column("made on", overflow="fold")
     for target in found.targets:
         table.add_column(target, justify="right", overflow="fold")
-    for name, source, how in rows(found, method):
+    lines = rows(found, method)
+    for name, source, how in lines:
         cells = [cell(found.at[data, source, how, target, storage], side) for target in found.targets]
-        table.add_row(name, *cells, end_section=name == found.sources[-1])
+        table.add_row(name, *cells, end_section=name == lines[-1 - len(BASELINES)][0])
     return table
 
 
@@ -89,9 +94,10 @@ def _percent(e: Mapping[str, Any] | None, bare: bool = False) -> str:
     return f"{100 * e['value']:.0f} [{100 * e['low']:.0f}, {100 * e['high']:.0f}]"
 
 
-def sentences(found: Tensor, family: Mapping[str, str]) -> list[str]:
+def sentences(found: Tensor, family: Mapping[str, Any]) -> list[str]:
     """One line a method, direction and kind of target: how often it beats noise, and by how much. family: detector ->
-    its architecture; a target of none (a forest) is a family of its own."""
+    its architecture (a target of none, a forest, is a family of its own), or, of a row made on several detectors at
+    once, their names."""
     told = []
     for method in found.methods:
         for side, way in DIRECTIONS.items():
@@ -118,11 +124,14 @@ def _made(found: Tensor, method: str) -> list[Entry]:
     return [e for key, e in found.at.items() if key[2] == method and key[4] == "float"]
 
 
-def _kind(entry: Entry, family: Mapping[str, str]) -> str:
-    if entry["source"] == entry["target"]:
-        return KINDS[0]
-    alike = family.get(entry["source"], entry["source"]) == family.get(entry["target"], entry["target"])
-    return KINDS[1] if alike else KINDS[2]
+def _kind(entry: Entry, family: Mapping[str, Any]) -> str:
+    made_on = family.get(entry["source"], entry["source"])
+    several = isinstance(made_on, list)
+    if entry["target"] in (made_on if several else [entry["source"]]):
+        return KINDS[3] if several else KINDS[0]
+    if several:
+        return KINDS[4]
+    return KINDS[1] if made_on == family.get(entry["target"], entry["target"]) else KINDS[2]
 
 
 def heat_map(found: Tensor, method: str, side: str) -> Figure:
@@ -160,7 +169,7 @@ def _panel(ax: Axes, found: Tensor, data: str, storage: str, lines: Sequence[tup
                     Rectangle((x - 0.5, y - 0.5), 1, 1, fill=False, edgecolor=COLOURS["uap"], linewidth=1.8, zorder=3)
                 )
     ax.imshow(shares, cmap=PALETTE, vmin=0, vmax=100, aspect="auto")
-    ax.axhline(len(found.sources) - 0.5, color=INK, linewidth=1)
+    ax.axhline(len(lines) - len(BASELINES) - 0.5, color=INK, linewidth=1)
     ax.set_xticks(range(len(found.targets)), found.targets, rotation=40, ha="right", fontsize=8)
     ax.set_yticks(range(len(lines)), [name for name, _, _ in lines], fontsize=8)
     for spine in ax.spines.values():

@@ -23,6 +23,7 @@ def words(ground: Path, out: Path, *more: str) -> list[str]:
     nets = [f"meso4:{ground}/net{k}.safetensors" for k in range(2)]
     given = ["--sources", nets[0], "--unseen", nets[1], "--data", f"{ground}/set", "--size", "32", "--images", "10"]
     given += ["--methods", "gd_uap", "gd_uap_range", "--seeds", "0", "1", "--noises", "2", "--stored", "png"]
+    given += ["--no-needs"]
     return [*given, "--compute.batch", "16", "--out", str(out), *more]
 
 

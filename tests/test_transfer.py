@@ -110,8 +110,10 @@ def test_an_individual_attack_goes_to_its_bound():
 
 def test_patterns_are_made_once_one_a_seed(tmp_path):
     cfg = named("gd_uap", seeds=(0, 1, 2), steps=8, check=4)
-    first, scores = transfer.patterns(tmp_path, cfg, toys.source(), toys.SIZE, Compute(devices=1), None, toys.images())
-    again, _ = transfer.patterns(tmp_path, cfg, toys.source(), toys.SIZE, Compute(devices=1), None, toys.images())
+    first, scores = transfer.patterns(
+        tmp_path, cfg, [toys.source()], toys.SIZE, Compute(devices=1), None, toys.images()
+    )
+    again, _ = transfer.patterns(tmp_path, cfg, [toys.source()], toys.SIZE, Compute(devices=1), None, toys.images())
     assert np.array_equal(first, again) and first.shape == (3, *toys.SHAPE) and np.isfinite(scores).all()
 
 

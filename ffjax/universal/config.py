@@ -102,14 +102,21 @@ METHODS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "background": {"shape": "background"},
         "band": {"shape": "band", "mode": "range_prior"},
         "filter": {"shape": "filter", "mode": "range_prior", "rescale_at": 2.0},
-        "robust": {"objective": "margin", "rule": "sign", "through": ("resize", "crop", "jpeg"), **_DATA},
+        "robust": {
+            "objective": "margin",
+            "rule": "sign",
+            "side": "fakes",
+            "aim": "real",
+            "through": ("resize", "crop", "jpeg"),
+            **_DATA,
+        },
     }
 )
 """Name -> the fields in which it differs from the default. gd_uap, gd_uap_range, gd_uap_data: Mopuri et al. (TPAMI
 2018) without data, with their range prior, with images. fff: Mopuri et al. (BMVC 2017). layer_max: Co et al. (2019).
 sgd_uap: Shafahi et al. (AAAI 2020); uap_pgd: the same on the margin, which does not vanish where the detector is sure.
 sga: Liu et al. (ICCV 2023). deepfool: Moosavi-Dezfooli et al. (CVPR 2017). filter: in the manner of 2D-Malafide (2024),
-but bounded. to_real, joint, face, background, band, robust: ours."""
+but bounded. to_real, joint, face, background, band, robust (to_real through what happens to files): ours."""
 
 
 def named(name: str, **fields: Any) -> UapConfig:
