@@ -47,6 +47,8 @@ class Config:
     more: tuple[str, ...] = ("mesoinception4-a0", "resnet10-a0")
     """Further sources, in part steps."""
     parts: tuple[Literal["steps", "contest"], ...] = ("steps", "contest")
+    data: str = "a"
+    """Whose training images are given, and whose test images are judged."""
     eps: float = 10.0
     """Bound in 1/255."""
     train: int = 50
@@ -67,7 +69,9 @@ def main(cfg: Config) -> None:
     loaded = [detectors.load(spec) for spec in (cfg.detector, *cfg.more)]
     networks = list(study.networks(loaded, loaded[0].detector.shape[0]).values())
     size = loaded[0].detector.shape[0]
-    data = {split: sets.load("a", split, size, most) for split, most in (("train", cfg.train), ("test", cfg.images))}
+    data = {
+        split: sets.load(cfg.data, split, size, most) for split, most in (("train", cfg.train), ("test", cfg.images))
+    }
     found: dict[str, Any] = {"machine": machine(), "settings": {k: str(v) for k, v in vars(cfg).items()}}
     if "steps" in cfg.parts:
         found["steps"] = [_over_floor(cfg, networks[:1], name, data["train"]) for name in ("gd_uap", "uap_pgd")]
