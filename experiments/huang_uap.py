@@ -11,34 +11,31 @@ on. Result: runs/huang_uap/results.json, figures/
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import jax
 import numpy as np
 from rich.console import Console
 
 from ffjax import (
-    anatomy,
     anatomy_figures,
-    crossed,
     detectors,
-    evaluate,
     huang,
+    huang_cells,
     huang_tables,
     needs,
+    portrait,
     run,
     study,
     transfer,
-)
+)  # fmt: skip
 from ffjax.data import sets
-from ffjax.data.codecs import STORAGE, to_float
+from ffjax.data.codecs import to_float
 from ffjax.engine import Compute
 from ffjax.errors import InputError
-from ffjax.huang import Said
-from ffjax.metrics import Estimate
+from ffjax.huang_cells import NOISE
 from ffjax.progress import stage, step
 from ffjax.run import Run
-from ffjax.transfer import CLEAN, Cell, Sheet
+from ffjax.transfer import CLEAN, Cell
 from ffjax.types import ImageSet
 from ffjax.uap import Source
 from ffjax.universal import METHODS, UapConfig, named
@@ -97,20 +94,23 @@ def main(cfg: Config) -> None:
     for warning in study.save_networks(folder, loaded):
         console.print(f"[yellow]warning:[/] {warning}", highlight=False)
 
-    every = [Cell(name, "", CLEAN) for name in tests] + [Cell(name, "", "noise") for name in tests]
+    every = [Cell(name, "", CLEAN) for name in tests] + [Cell(name, "", NOISE) for name in tests]
     every += [Cell(d, s.name, m) for s in sources for m in cfg.methods for d in tests if _fits(configs[m], s, cfg.size)]
     with stage(console, "cells", len(every), "cells") as tell:
         for k, cell in enumerate(every, start=1):
             if not transfer.path(folder, cell).exists():
                 shown = _shown(cfg, folder, networks, configs, train, held, cell, tests[cell.data])
-                run.save_arrays(transfer.path(folder, cell), _scored(cfg, shown, networks, tests[cell.data]))
+                run.save_arrays(
+                    transfer.path(folder, cell),
+                    huang_cells.scored(shown, networks, tests[cell.data], cfg.stored, cfg.compute),
+                )
             tell(k, f"{cell.data} {cell.name}")
     with step(console, "intervals"):
-        rows, ladder, masks = _measured(cfg, folder, tests, every, networks)
-        quality = [_quality(cfg, folder, configs, cell, tests[cell.data]) for cell in every if cell.source]
+        rows, ladder, masks = huang_cells.measured(folder, tests, every, networks, cfg.stored)
+        quality = [huang_cells.quality(folder, configs[c.method], c, tests[c.data]) for c in every if c.source]
     told = huang_tables.show(console, rows, ladder, masks, quality, next(iter(tests)))
     found = {"rows": rows, "rungs": ladder, "masks": masks, "quality": quality, "told": told}
-    run.write_json(folder / "results.json", _plain(found) | {"environment": study.environment()})
+    run.write_json(folder / "results.json", huang_cells.plain(found) | {"environment": study.environment()})
     with step(console, "why it works: figures"):
         for source in sources:
             _anatomy(cfg, folder, source, next(iter(tests.values())))
@@ -142,11 +142,7 @@ def _check(cfg: Config) -> None:
 
 def _fits(config: UapConfig, source: Source, size: int) -> bool:
     """Whether a source has what a method is after."""
-    return config.mask == "leave" or _masked(source, size)
-
-
-def _masked(source: Source, size: int) -> bool:
-    return jax.eval_shape(source.forward, jax.ShapeDtypeStruct((1, size, size, 3), np.float32)).mask is not None
+    return config.mask == "leave" or huang_cells.has_mask(source, size)
 
 
 def _made(cfg: Config, folder: Run, source: Source, method: str) -> Path:
@@ -177,116 +173,14 @@ def _shown(
     return [transfer.universally(data, delta, config) for delta in np.load(place)]
 
 
-def _scored(cfg: Config, shown: list[np.ndarray], networks: dict[str, Source], data: ImageSet) -> dict[str, np.ndarray]:
-    """TARGET|STORAGE -> (P, N) margins; and of a target with a mask, where the set has true ones, iou|TARGET|STORAGE
-    and area|TARGET|STORAGE, (P, N)."""
-    found: dict[str, list[np.ndarray]] = {}
-    for images in shown:
-        for storage in ("float", *cfg.stored):
-            seen = STORAGE[storage](images)
-            for name, one in networks.items():
-                key = f"{name}|{storage}"
-                found.setdefault(key, []).append(evaluate.margins(one.forward, seen, cfg.compute))
-                if data.masks is not None and _masked(one, cfg.size):
-                    overlap = evaluate.mask_overlap(one.forward, seen, data.masks, cfg.compute)
-                    area = evaluate.forged(one.forward, seen, cfg.compute).mean(axis=(1, 2))
-                    found.setdefault(f"iou|{key}", []).append(overlap)
-                    found.setdefault(f"area|{key}", []).append(area)
-    return {key: np.stack(values).astype(np.float32) for key, values in found.items()}
-
-
-def _measured(
-    cfg: Config, folder: Run, tests: dict[str, ImageSet], every: list[Cell], networks: dict[str, Source]
-) -> tuple[list[dict], list[dict], list[dict]]:
-    """Rows of verdicts, of rungs and of masks, as huang_tables.show takes them."""
-    rows, ladder, masks = [], [], []
-    for name, data in tests.items():
-        clean, noise = (transfer.read(transfer.path(folder, Cell(name, "", kind))) for kind in (CLEAN, "noise"))
-        sheet = Sheet(data.labels, data.groups, {key: values[0] for key, values in clean.items()}, [])
-        able = {target: huang.competent(sheet, target) for target in networks}
-        rungs: dict[str, dict[str, Said]] = {}
-        for cell in [c for c in every if c.data == name and c.source]:
-            scores = transfer.read(transfer.path(folder, cell))
-            for target in networks:
-                for storage in ("float", *cfg.stored):
-                    said = Said(scores[f"{target}|{storage}"], noise[f"{target}|{storage}"])
-                    place = {"data": name, "source": cell.source, "method": cell.method, "target": target}
-                    place |= {"storage": storage, "competent": able[target]}
-                    rows += [
-                        place | {"measure": measure, "found": huang.row(sheet, target, storage, said, measure)}
-                        for measure in huang.MEASURES
-                    ]
-                    if target == cell.source and storage == "float":
-                        rungs.setdefault(cell.source, {})[cell.method] = said
-            masks += _masks(sheet, cell, scores, noise, clean)
-        for source, said in rungs.items():
-            ladder += [{"data": name, "source": source} | rung for rung in huang.rungs(sheet, source, said)]
-    return rows, ladder, masks
-
-
-def _masks(sheet: Sheet, cell: Cell, scores: dict, noise: dict, clean: dict) -> list[dict]:
-    """IoU with the true mask and area shown forged, on fakes that the source calls rightly clean."""
-    key = f"{cell.source}|float"
-    if f"iou|{key}" not in scores:
-        return []
-    rows = (sheet.labels == 1) & (sheet.clean[key] > 0)
-    found, groups = [], sheet.groups[rows]
-    for measure, name in (("iou", "IoU with the true mask"), ("area", "area shown forged")):
-        values, draws, before = (one[f"{measure}|{key}"][:, rows] for one in (scores, noise, clean))
-        told = {"rate": crossed.mean(values, groups), "noise": crossed.mean(draws, groups)}
-        told |= {"clean": crossed.mean(before, groups), "over_noise": crossed.difference(values, draws, groups)}
-        found.append({"data": cell.data, "source": cell.source, "method": cell.method, "measure": name, "found": told})
-    return found
-
-
-def _quality(cfg: Config, folder: Run, configs: dict[str, UapConfig], cell: Cell, data: ImageSet) -> dict[str, Any]:
-    """PSNR and SSIM of the first seed's pattern on 40 images spread over the set."""
-    few = sets.taken(data, np.linspace(0, len(data.labels) - 1, min(40, len(data.labels))).astype(int))
-    delta = np.load(folder / f"patterns/{cell.name}/patterns.npy")[0]
-    shown = transfer.universally(few, delta, configs[cell.method])
-    named_ = {"data": cell.data, "source": cell.source, "method": cell.method}
-    return named_ | huang.quality(few.images, shown)
-
-
 def _anatomy(cfg: Config, folder: Run, source: Source, data: ImageSet) -> None:
-    """Why it works, in figures: the first seed of every additive method beside noise, on at most 40 images a class."""
-    few = sets.limited(data, 40)
-    patterns = {"noise": transfer.noise(data.images.shape[1:], 0, cfg.eps / 255)}
+    """Why it works, in figures: the first seed of every additive method beside noise."""
+    patterns = {"noise": transfer.noise((cfg.size, cfg.size, 3), 0, cfg.eps / 255)}
     for method in cfg.methods:
         place = _made(cfg, folder, source, method)
         if place.exists() and METHODS[method].get("shape", "additive") != "filter":
             patterns[f"uap {method}"] = np.load(place)[0]
-    key = jax.random.key(5)
-    jacobian = anatomy.jacobian_spectrum(source.forward, few.images, 20, cfg.compute, key, unit=True)
-    first = next((name for name in patterns if name != "noise"), "noise")
-    sizes = [s / 10 for s in (0, 1, 2, 4, 6, 8, 10, 15, 20)]
-    found = {
-        "push": anatomy.push(source.forward, few.images, few.labels, patterns, cfg.compute),
-        "firing": anatomy.firing_change(source.forward, few.images, few.labels, patterns, cfg.compute),
-        "jacobian": {
-            "values": jacobian.values.tolist(),
-            "random": jacobian.random.tolist(),
-            "alignment": anatomy.alignment(jacobian.vectors, patterns, key),
-        },
-        "spectra": {name: anatomy.spectrum(pattern) for name, pattern in patterns.items()},
-        "response": anatomy.response_curve(
-            source.forward, few.images, few.labels, few.groups, patterns[first], sizes, cfg.compute, key
-        ),
-    }
-    place = folder / f"figures/{source.name}/anatomy.json"
-    run.write_json(place, _plain(found))
-    anatomy_figures.save_all(place.parent, source.name, found)
-
-
-def _plain(value: Any) -> Any:
-    """For JSON: estimates as objects, NaN as null."""
-    if isinstance(value, Estimate):
-        return {k: None if v != v else v for k, v in value._asdict().items()}
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    return value.tolist() if isinstance(value, np.ndarray) else value
+    portrait.draw((folder / f"figures/{source.name}/anatomy.json").parent, source, data, patterns, cfg.compute)
 
 
 if __name__ == "__main__":

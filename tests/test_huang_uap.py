@@ -9,7 +9,7 @@ from driven import drive, refusal
 from ground import lay, pictures
 
 from experiments import huang_uap as driver
-from ffjax import transfer
+from ffjax import huang_cells, transfer
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def test_it_lays_out_every_claim_and_goes_on_where_it_was_cut(ground, tmp_path, 
     found = json.loads((whole / "results.json").read_text())
     assert len(found["rows"]) == 2 * 2 * 2 * 3 and len(found["rungs"]) == 2
     assert {path.stem for path in (whole / "figures" / "net0").glob("*.png")} >= {"anatomy-push", "anatomy-spectra"}
-    true, made = driver._scored, []
+    true, made = huang_cells.scored, []
 
     def dies(*args):
         if len(made) == 2:
@@ -52,10 +52,10 @@ def test_it_lays_out_every_claim_and_goes_on_where_it_was_cut(ground, tmp_path, 
         made.append(1)
         return true(*args)
 
-    monkeypatch.setattr(driver, "_scored", dies)
+    monkeypatch.setattr(huang_cells, "scored", dies)
     with pytest.raises((KeyboardInterrupt, SystemExit)):
         drive(monkeypatch, driver, words(ground, cut))
-    monkeypatch.setattr(driver, "_scored", true)
+    monkeypatch.setattr(huang_cells, "scored", true)
     drive(monkeypatch, driver, words(ground, cut))
     for file in (whole / "scores").rglob("*.npz"):
         one, other = transfer.read(file), transfer.read(cut / file.relative_to(whole))
