@@ -8,30 +8,22 @@ published figures to compare with). Individual attacks stand beside them. Cost: 
 killed and started again it goes on with the cell it was at. Result: runs/transfer/tables.txt, figures/, results.json
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import numpy as np
 from rich.console import Console
 
-from ffjax import classical, detectors, figures, run, study, transfer, transfer_table
-from ffjax.attacks import ATTACKS
+from ffjax import classical, detectors, run, study, transfer, transfer_table
 from ffjax.data import sets
 from ffjax.engine import Compute
 from ffjax.errors import InputError
-from ffjax.findings import DIRECTIONS
 from ffjax.progress import stage, step
-from ffjax.run import Run
-from ffjax.transfer import CLEAN, Cell, Says
+from ffjax.transfer import TOGETHER, Says, Workshop
 from ffjax.types import ImageSet
-from ffjax.uap import Source
 from ffjax.universal import METHODS, UapConfig, named
 
-TOGETHER = "all-"
-"""Begins the name of a row that is made on all sources at once, before the way they are joined."""
 SHIPPED = ("meso4-a0", "meso4-a1", "mesoinception4-a0", "mesoinception4-a1", "resnet10-a0", "resnet10-a1")
 
 
@@ -97,16 +89,16 @@ def main(cfg: Config) -> None:
     missing = [cell for cell in every if not transfer.path(folder, cell).exists()]
     with stage(console, "cells", len(every), "cells") as tell:
         tell(len(every) - len(missing))
-        make = partial(_images, cfg, folder, networks, configs, train, held)
+        shop = Workshop(folder, networks, sources, configs, cfg.eps / 255, cfg.compute, train, held)
         for k, cell in enumerate(missing, start=len(every) - len(missing) + 1):
-            scores = transfer.score(make(cell, tests[cell.data]), targets, cfg.stored)
+            scores = transfer.score(transfer.perturbed(shop, cell, tests[cell.data]), targets, cfg.stored)
             run.save_arrays(transfer.path(folder, cell), scores)
             tell(k, f"{cell.data} {cell.name}")
     with step(console, "intervals"):
         entries = list(transfer.entries(folder, tests, every, list(targets), cfg.stored))
     family = {one.name: str(one.meta.get("arch")) for one in loaded}
     family |= {name: [source.name for source in sources] for name in joined}
-    _show(console, folder, entries, family)
+    transfer_table.show(console, folder, entries, family)
 
 
 def _check(cfg: Config) -> None:
@@ -138,76 +130,6 @@ def _classical(cfg: Config, console: Console, train: ImageSet | None, held: Imag
         with step(console, f"fitting {name}"):
             found[name] = partial(classical.margins, classical.fit(name, train, held, 0))
     return found
-
-
-def _images(
-    cfg: Config,
-    folder: Run,
-    networks: dict[str, Source],
-    configs: dict[str, UapConfig],
-    train: ImageSet | None,
-    held: ImageSet,
-    cell: Cell,
-    data: ImageSet,
-) -> np.ndarray:
-    """The set's images as the cell has them."""
-    if cell.method == CLEAN:
-        return data.images
-    if not cell.source:
-        return transfer.noisy(data, int(cell.method.removeprefix("noise")), cfg.eps / 255)
-    made_on = _made_on(cfg, networks, cell.source)
-    if cell.method in ATTACKS:
-        return transfer.individually(cell.method, made_on[0], data, cfg.eps / 255, cfg.compute, lambda done: None)
-    config = configs[cell.method]
-    if cell.source.startswith(TOGETHER):
-        config = replace(config, join=cell.source.removeprefix(TOGETHER))
-    place = folder / f"patterns/{cell.name}/pattern.npy"
-    if not place.exists():
-        snapshots = place.parent / "snapshots"
-        deltas, scores = transfer.patterns(snapshots, config, made_on, cfg.size, cfg.compute, train, held)
-        run.save_array(place, deltas[np.argmax(scores)])
-    return transfer.universally(data, np.load(place), config)
-
-
-def _made_on(cfg: Config, networks: dict[str, Source], name: str) -> list[Source]:
-    """The detectors that a row of the tensor is made on."""
-    if not name.startswith(TOGETHER):
-        return [networks[name]]
-    return list(networks.values())[: len(cfg.sources)]
-
-
-def _show(console: Console, folder: Run, entries: Sequence[dict], family: dict[str, Any]) -> None:
-    """results.json, tables.txt, a heat map a method; and the matrices in float on the console."""
-    found = transfer_table.tensor(entries)
-    told = transfer_table.sentences(found, family)
-    value = {"entries": entries, "told": told, "family": family, "environment": study.environment()}
-    run.write_json(folder / "results.json", value)
-    for method in found.methods:
-        for side in DIRECTIONS:
-            drawn = figures.styled(transfer_table.heat_map, found, method, side)
-            figures.save(drawn, folder / f"figures/{method}-{side}.png")
-    with (folder / "tables.txt").open("w") as file:
-        book = Console(file=file, width=200)
-        book.print(f"{transfer_table.NOTE}\n", highlight=False)
-        _matrices(book, found, found.stored, tuple(DIRECTIONS))
-    _matrices(console, found, found.stored[:1], (None,))
-    console.print(transfer_table.NOTE, highlight=False, soft_wrap=True)
-    for line in told:
-        console.print(line, highlight=False, soft_wrap=True)
-    console.print(
-        f"all storages and directions: {folder.folder / 'tables.txt'}; heat maps: {folder.folder / 'figures'}"
-    )
-
-
-def _matrices(
-    console: Console, found: transfer_table.Tensor, stored: Sequence[str], sides: Sequence[str | None]
-) -> None:
-    for method in found.methods:
-        for data in found.data:
-            for storage in stored:
-                for side in sides:
-                    console.print(transfer_table.title(data, method, storage, side), highlight=False, soft_wrap=True)
-                    console.print(transfer_table.matrix(found, data, method, storage, side))
 
 
 if __name__ == "__main__":

@@ -5,12 +5,13 @@ they are, in every storage. Margins are kept, so that tables are made anew witho
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from ffjax import attempts, goals, metrics, uap
+from ffjax import attempts, goals, metrics, run, uap
 from ffjax.attacks import ATTACKS
 from ffjax.checkpoint import snapshots
 from ffjax.data.codecs import STORAGE, to_float
@@ -30,6 +31,8 @@ from ffjax.universal.shapes import Size
 COMPETENT = 0.75
 """Clean AUC of a target on a set below which its wrong verdicts are no success of anybody's."""
 CLEAN = "clean"
+TOGETHER = "all-"
+"""Begins the name of a row that is made on all sources at once, before the way they are joined."""
 Says = Callable[[np.ndarray], np.ndarray]
 """images (N, H, W, 3), float32 in [0, 1] -> margins (N,), positive = fake."""
 
@@ -104,9 +107,43 @@ def patterns(
     return np.asarray(state.best), np.asarray(state.best_score)
 
 
-def individually(
-    name: str, source: Source, data: ImageSet, eps: float, compute: Compute, tell: Callable[[int], None]
-) -> np.ndarray:
+class Workshop(NamedTuple):
+    """What perturbed images are made with. networks: name -> detector; sources: those that patterns are made on;
+    configs: universal method -> config; eps: in [0,1] units; train, held: what a method may see."""
+
+    folder: Run
+    networks: Mapping[str, Source]
+    sources: Sequence[Source]
+    configs: Mapping[str, UapConfig]
+    eps: float
+    compute: Compute
+    train: ImageSet | None
+    held: ImageSet
+
+
+def perturbed(shop: Workshop, cell: Cell, data: ImageSet) -> np.ndarray:
+    """(N, H, W, 3) the set's images as the cell has them: uint8 where clean, else float32. A universal pattern is made
+    once, in shop.folder/patterns."""
+    if cell.method == CLEAN:
+        return data.images
+    if not cell.source:
+        return noisy(data, int(cell.method.removeprefix("noise")), shop.eps)
+    joined = cell.source.startswith(TOGETHER)
+    made_on = shop.sources if joined else [shop.networks[cell.source]]
+    if cell.method not in METHODS:
+        return individually(cell.method, made_on[0], data, shop.eps, shop.compute)
+    config = shop.configs[cell.method]
+    if joined:
+        config = replace(config, join=cell.source.removeprefix(TOGETHER))  # pyright: ignore[reportArgumentType]
+    place = shop.folder / f"patterns/{cell.name}/pattern.npy"
+    if not place.exists():
+        snapshots, size = place.parent / "snapshots", data.images.shape[1]
+        deltas, scores = patterns(snapshots, config, made_on, size, shop.compute, shop.train, shop.held)
+        run.save_array(place, deltas[np.argmax(scores)])
+    return universally(data, np.load(place), config)
+
+
+def individually(name: str, source: Source, data: ImageSet, eps: float, compute: Compute) -> np.ndarray:
     """(N, H, W, 3) float32: every image attacked on its own, whatever the source calls it, to the last step where the
     attack has that option, since what stops at one detector's boundary carries nowhere."""
     follows = "stop" in attempts.chosen_options(name, {})
@@ -115,7 +152,6 @@ def individually(
     for start in range(0, len(data.labels), compute.batch):
         ids = np.arange(start, min(start + compute.batch, len(data.labels)))
         made.append(np.asarray(runner(batch_of(data, ids), full[: len(ids)], 0).images))
-        tell(int(ids[-1]) + 1)
     return np.concatenate(made)
 
 

@@ -1,5 +1,6 @@
 """The transfer tensor as it is read: matrices of source x target in words, and heat maps."""
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -9,10 +10,13 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from rich.console import Console
 from rich.table import Table
 
+from ffjax import figures, run, study
 from ffjax.figures import COLOURS, FAINT, INK
 from ffjax.findings import DIRECTIONS
+from ffjax.run import Run
 from ffjax.transfer import CLEAN, COMPETENT
 
 Entry = Mapping[str, Any]
@@ -48,6 +52,33 @@ def tensor(entries: Iterable[Entry]) -> Tensor:
 
     made = lambda key: bool(key[1])  # noqa: E731
     return Tensor(at, axis(0), axis(1, made), axis(2, made), axis(3), axis(4))
+
+
+def show(console: Console, folder: Run, entries: Sequence[Entry], family: Mapping[str, Any]) -> None:
+    """results.json, tables.txt (every storage and direction, with intervals), a heat map a method and direction; on the
+    console the matrices in float, and what they come to. family: as of `sentences`."""
+    found = tensor(entries)
+    told = sentences(found, family)
+    value = {"entries": entries, "told": told, "family": family, "environment": study.environment()}
+    run.write_json(folder / "results.json", value)
+    for method in found.methods:
+        for side in DIRECTIONS:
+            figures.save(figures.styled(heat_map, found, method, side), folder / f"figures/{method}-{side}.png")
+    with (folder / "tables.txt").open("w") as file:
+        book = Console(file=file, width=200)
+        book.print(f"{NOTE}\n", highlight=False)
+        _matrices(book, found, found.stored, tuple(DIRECTIONS))
+    _matrices(console, found, found.stored[:1], (None,))
+    for line in (NOTE, *told):
+        console.print(line, highlight=False, soft_wrap=True)
+    places = f"all storages and directions: {folder.folder / 'tables.txt'}; heat maps: {folder.folder / 'figures'}"
+    console.print(places, highlight=False, soft_wrap=True)
+
+
+def _matrices(console: Console, found: Tensor, stored: Sequence[str], sides: Sequence[str | None]) -> None:
+    for method, data, storage, side in itertools.product(found.methods, found.data, stored, sides):
+        console.print(title(data, method, storage, side), highlight=False, soft_wrap=True)
+        console.print(matrix(found, data, method, storage, side))
 
 
 def rows(found: Tensor, method: str) -> list[tuple[str, str, str]]:

@@ -103,7 +103,7 @@ def test_heat_maps_hold_a_number_for_every_cell(tmp_path):
 
 def test_an_individual_attack_goes_to_its_bound():
     data, source = toys.images(20), toys.source()
-    made = transfer.individually("pgd", source, data, 4 / 255, Compute(batch=32), lambda done: None)
+    made = transfer.individually("pgd", source, data, 4 / 255, Compute(batch=32))
     moved = np.abs(made - data.images / np.float32(255)).max(axis=(1, 2, 3))
     assert made.shape == data.images.shape and (moved <= 4 / 255 + 1e-6).all() and (moved > 3.9 / 255).all()
 
