@@ -11,7 +11,6 @@ on. Result: runs/huang_uap/results.json, figures/
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from rich.console import Console
@@ -29,7 +28,7 @@ from ffjax import (
     transfer,
 )  # fmt: skip
 from ffjax.data import sets
-from ffjax.data.codecs import to_float
+from ffjax.data.codecs import Stored, to_float
 from ffjax.engine import Compute
 from ffjax.errors import InputError
 from ffjax.huang_cells import NOISE
@@ -63,7 +62,7 @@ class Config:
     """Draws of sign noise."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Starts of each pattern; all count."""
-    stored: tuple[Literal["png", "jpeg90", "jpeg75", "jpeg50"], ...] = ("png", "jpeg75")
+    stored: tuple[Stored, ...] = ("png", "jpeg75")
     """How images are also stored, besides in float."""
     needs: bool = True
     """Whether it is also asked, on the first source, how many images and steps a pattern needs (ten more patterns)."""

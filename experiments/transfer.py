@@ -17,6 +17,7 @@ from rich.console import Console
 
 from ffjax import classical, detectors, run, study, transfer, transfer_table
 from ffjax.data import sets
+from ffjax.data.codecs import Stored
 from ffjax.engine import Compute
 from ffjax.errors import InputError
 from ffjax.progress import stage, step
@@ -51,7 +52,7 @@ class Config:
     """Validation images per class, at most, by which patterns are selected."""
     noises: int = 2
     """Draws of sign noise."""
-    stored: tuple[Literal["png", "jpeg90", "jpeg75", "jpeg50"], ...] = ("png", "jpeg75")
+    stored: tuple[Stored, ...] = ("png", "jpeg75")
     """How images are also stored, besides in float."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Starts of each universal pattern; its own score chooses one."""

@@ -10,13 +10,13 @@ Cost: under 3 minutes on 2 CPU cores, data generation included. Result: runs/uap
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from rich.console import Console
 
 from ffjax import checkpoint, detectors, pattern_card, report, run, study, uap, viewing
 from ffjax.data import sets
+from ffjax.data.codecs import Stored
 from ffjax.engine import Compute
 from ffjax.errors import InputError
 from ffjax.progress import stage, step
@@ -40,7 +40,7 @@ class Config:
     """Validation images per class and set, at most: they choose the fixed patterns and refit thresholds."""
     noises: int = 5
     """Draws of sign noise."""
-    stored: tuple[Literal["png", "jpeg90", "jpeg75", "jpeg50"], ...] = ("png", "jpeg90", "jpeg75")
+    stored: tuple[Stored, ...] = ("png", "jpeg90", "jpeg75")
     """How images are also stored before a detector meets them, besides in float."""
     viewing: int = 20
     """Pairs of images exported under blind names."""

@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from typing import Literal
 
 import numpy as np
 from PIL import Image
@@ -105,6 +106,36 @@ def jpeg(images: np.ndarray, quality: int) -> np.ndarray:
     return _round_trip(images, partial(jpeg_bytes, quality=quality))
 
 
+def resent(images: np.ndarray) -> np.ndarray:
+    """(B, H, W, C) float32 in [0, 1] -> the same, as a messenger passes them on: sent at three quarters of the size
+    (Lanczos) as JPEG 75, and enlarged again (bicubic)."""
+    return _each(images, _resent)
+
+
+def cropped(images: np.ndarray) -> np.ndarray:
+    """(B, H, W, C) float32 in [0, 1] -> the same: of each the middle nine tenths of either side, enlarged to the whole
+    (bicubic), in 8 bits."""
+    return _each(images, _cropped)
+
+
+def _resent(image: np.ndarray) -> np.ndarray:
+    height, width, channels = image.shape
+    small = _sized(image, max(1, round(0.75 * height)), max(1, round(0.75 * width)), Image.Resampling.LANCZOS)
+    return _sized(decode(jpeg_bytes(small, 75), channels), height, width, Image.Resampling.BICUBIC)
+
+
+def _cropped(image: np.ndarray) -> np.ndarray:
+    height, width, _ = image.shape
+    middle = image[height // 20 : height - height // 20, width // 20 : width - width // 20]
+    return _sized(middle, height, width, Image.Resampling.BICUBIC)
+
+
+def _sized(image: np.ndarray, height: int, width: int, how: Image.Resampling) -> np.ndarray:
+    """(H, W, C) uint8 -> (height, width, C)."""
+    flat = np.ascontiguousarray(image[..., 0] if image.shape[-1] == 1 else image)
+    return np.asarray(Image.fromarray(flat).resize((width, height), how)).reshape(height, width, -1)
+
+
 def _unchanged(images: np.ndarray) -> np.ndarray:
     return images
 
@@ -115,8 +146,13 @@ STORAGE: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "jpeg90": partial(jpeg, quality=90),
     "jpeg75": partial(jpeg, quality=75),
     "jpeg50": partial(jpeg, quality=50),
+    "resent": resent,
+    "cropped": cropped,
 }
 """How an image is kept between the attacker and the detector: (B, H, W, C) float32 in [0, 1] -> the same."""
+
+Stored = Literal["png", "jpeg90", "jpeg75", "jpeg50", "resent", "cropped"]
+"""The keys of STORAGE but float, for command lines."""
 
 
 def _encoded(image: np.ndarray, **options) -> bytes:
@@ -127,9 +163,14 @@ def _encoded(image: np.ndarray, **options) -> bytes:
 
 
 def _round_trip(images: np.ndarray, encode: Callable[[np.ndarray], bytes]) -> np.ndarray:
+    return _each(images, lambda image: decode(encode(image), image.shape[-1]))
+
+
+def _each(images: np.ndarray, change: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """change((H, W, C) uint8) -> the same shape, of each by itself."""
     stored = to_uint8(images)
     with ThreadPoolExecutor(WORKERS) as pool:
-        for i, image in enumerate(pool.map(lambda image: decode(encode(image), image.shape[-1]), stored.copy())):
+        for i, image in enumerate(pool.map(change, stored.copy())):
             stored[i] = image
     return to_float(stored)
 

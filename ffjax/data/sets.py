@@ -20,7 +20,7 @@ ALIASES = {"training": "train", "val": "validation", "valid": "validation", "dev
 def load(spec: str, split: str, size: int, limit: int | None = None) -> ImageSet:
     """The images of `spec` as (N, size, size, 3), at most `limit` of each class, chosen once and for all.
 
-    spec: `a` or `b`, the embedded domains; `resent:SPEC`, any set as a messenger passes it on (`resent`);
+    spec: `a` or `b`, the embedded domains; `resent:SPEC`, any set as a messenger passes it on (codecs.resent);
     `patches:FOLDER?...` (data.patches) or `faceforensics:FOLDER?...` (data.sequences); else the path of a folder or CSV
     (data.folder). A split column is followed (in any case; val, valid and dev mean validation). Where it marks no
     validation split, a third of the groups of train (or of all there is, where no train split is marked either)
@@ -36,7 +36,7 @@ def load(spec: str, split: str, size: int, limit: int | None = None) -> ImageSet
         raise InputError(f"{spec}: size must be at least 1 pixel, got {size}")
     if spec.startswith(RESENT):
         whole = load(spec.removeprefix(RESENT), split, size, limit)
-        return whole._replace(images=resent(whole.images))
+        return whole._replace(images=codecs.to_uint8(codecs.resent(codecs.to_float(whole.images))))
     if spec in EMBEDDED:
         return _limited(_resized(forged_faces.load(spec, split), size), limit)
     if spec.startswith(patches.PREFIX):
@@ -97,19 +97,6 @@ def short_name(spec: str) -> str:
     if path.is_dir():
         return path.name
     return path.parent.name if path.name == "labels.csv" else path.stem
-
-
-def resent(images: np.ndarray, scale: float = 0.75, quality: int = 75) -> np.ndarray:
-    """(N, H, W, 3) uint8, passed on by a messenger: sent at `scale` of the size (Lanczos), as JPEG of that quality, and
-    enlarged again for the detector (bicubic)."""
-
-    def one(image: np.ndarray) -> np.ndarray:
-        height, width = (max(1, round(scale * side)) for side in image.shape[:2])
-        small = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.LANCZOS))
-        received = Image.fromarray(codecs.decode(codecs.jpeg_bytes(small, quality)))
-        return np.asarray(received.resize(image.shape[1::-1], Image.Resampling.BICUBIC))
-
-    return np.stack([one(image) for image in images])
 
 
 def _limited(data: ImageSet, limit: int | None) -> ImageSet:

@@ -203,3 +203,18 @@ def test_a_flipped_byte_gives_an_image_or_an_input_error(position, byte, form):
             assert codecs.decode(bytes(data)).dtype == np.uint8
         except InputError as error:
             assert "\n" not in str(error)
+
+
+def test_what_is_passed_on_keeps_smooth_pictures_and_loses_fine_texture():
+    smooth = np.tile(np.linspace(0.2, 0.8, 64, dtype=np.float32)[None, :, None], (2, 64, 1, 3))
+    texture = smooth + 0.1 * (-1.0) ** np.arange(64, dtype=np.float32)[None, None, :, None]
+    inner = np.s_[:, 4:-4, 4:-4]
+    assert np.abs(codecs.resent(smooth) - smooth)[inner].max() < 5 / 255
+    assert np.abs(codecs.resent(texture) - smooth)[inner].mean() < 0.3 * 0.1
+
+
+def test_a_crop_is_the_middle_enlarged():
+    ramp = np.tile(np.linspace(0, 1, 100, dtype=np.float32)[None, :, None], (1, 100, 1, 1))
+    found = codecs.cropped(ramp)
+    assert found.shape == ramp.shape and abs(found[0, 50, 50, 0] - ramp[0, 50, 50, 0]) < 0.01
+    np.testing.assert_allclose(found[0, :, [0, -1], 0].mean(axis=1), [0.05, 0.95], atol=0.01)

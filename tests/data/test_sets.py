@@ -115,9 +115,6 @@ def test_a_set_that_is_passed_on_keeps_all_but_its_pixels(folder):
     assert after.images.shape == before.images.shape and after.images.dtype == np.uint8
     assert not np.array_equal(after.images, before.images)
     assert sets.short_name("resent:a") == "a-resent"
-    # smooth pictures come through nearly as they were: it is the fine texture that is lost
-    smooth = np.tile(np.linspace(40, 200, 64).astype(np.uint8)[None, :, None], (2, 64, 1, 3))
-    assert np.abs(sets.resent(smooth).astype(int) - smooth)[:, 4:-4, 4:-4].max() <= 4
 
 
 def test_short_names_are_those_of_the_folder(folder, monkeypatch):
