@@ -117,7 +117,8 @@ def _over_floor(cfg: Config, sources: list[Source], name: str, train: ImageSet) 
         jax.block_until_ready(last)
 
     args = (laid.eps, laid.weights, forwards, batch)
-    chunks = engine.drive(made.step, begin, args, config.steps, Compute(chunk=STEPS, devices=1), inputs=lambda i: batch)
+    inputs, compute = riders.at_step(config, size, train), Compute(chunk=STEPS, devices=1)
+    chunks = engine.drive(made.step, begin, args, config.steps, compute, inputs=inputs)
     times = interleaved(lambda: jax.block_until_ready(next(chunks)[1]), floor, cfg.repeats)
     ratios = [a / b for a, b in zip(*times, strict=True)]
     return {
@@ -146,7 +147,7 @@ def _contest(cfg: Config, loaded: detectors.Loaded, source: Source, data: dict[s
         return lambda seed: _made(replace(config, seeds=(seed,)), source, train, cfg.enough)
 
     contenders = {
-        "ffjax gd_uap": ours("gd_uap", steps=cfg.steps),
+        "ffjax gd_uap": ours("gd_uap", steps=cfg.steps, patience=10**6),
         "PyTorch GD-UAP": lambda seed: universal_peers.gd_uap(model, x.shape[1:], eps, cfg.steps, 1 / 255, seed),
         "ffjax deepfool": ours("deepfool", steps=20 * len(x) * 10, check=len(x) * 10),
         "ffjax uap_pgd": ours("uap_pgd", carriers=16, steps=400, check=len(x) // 16),

@@ -38,6 +38,10 @@ from ffjax.transfer import CLEAN, Cell
 from ffjax.types import ImageSet
 from ffjax.uap import Source
 from ffjax.universal import METHODS, UapConfig, named
+from ffjax.universal.config import check
+
+NEEDED = "to_real"
+"""The method of which it is asked what it needs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,15 +85,19 @@ def main(cfg: Config) -> None:
     loaded = [detectors.load(spec) for spec in (*cfg.sources, *cfg.unseen)]
     networks = study.networks(loaded, cfg.size)
     sources = [networks[one.name] for one in loaded[: len(cfg.sources)]]
-    configs = {name: replace(named(name), eps=(cfg.eps,), seeds=cfg.seeds) for name in cfg.methods}
+    configs = {name: _config(cfg, name) for name in cfg.methods}
     with step(console, "loading images (the embedded sets are generated at first use)"):
         tests = sets.load_all(cfg.data, "test", cfg.size, cfg.images)
         held = sets.load(cfg.data[0], "validation", cfg.size, cfg.validation)
         needed = any(config.mode == "with_data" for config in configs.values())
         train = sets.load(cfg.data[0], "train", cfg.size) if needed else None
+    one_sided = [name for name, data in tests.items() if len(set(data.labels.tolist())) < 2]
+    if one_sided:
+        raise InputError(f"data {one_sided[0]}: needs reals and fakes in its test split")
     folder = run.open_run(cfg.out, cfg)
     given = {"test": tests, "validation": {cfg.data[0]: held}} | ({"train": {cfg.data[0]: train}} if train else {})
-    study.check_inputs(folder, networks, given, {f"settings of {name}": repr(c) for name, c in configs.items()})
+    settings = {f"settings of {name}": repr(c) for name, c in (configs | {NEEDED: _config(cfg, NEEDED)}).items()}
+    study.check_inputs(folder, networks, given, settings)
     for warning in study.save_networks(folder, loaded):
         console.print(f"[yellow]warning:[/] {warning}", highlight=False)
 
@@ -115,7 +123,7 @@ def main(cfg: Config) -> None:
             _anatomy(cfg, folder, source, next(iter(tests.values())))
     if train is not None and cfg.needs:
         with stage(console, f"what it needs, on {sources[0].name}", needs.runs(), "patterns") as tell:
-            config = replace(named("to_real"), eps=(cfg.eps,), seeds=(0,))
+            config = replace(_config(cfg, NEEDED), seeds=(0,))
             test = next(iter(tests.values()))
             curves = needs.curves(folder, config, sources[0], cfg.size, cfg.compute, train, held, test, tell)
         place = folder / f"figures/{sources[0].name}/needs.json"
@@ -132,11 +140,17 @@ def _check(cfg: Config) -> None:
     unknown = [name for name in cfg.methods if name not in METHODS]
     if unknown or not cfg.methods or len(set(cfg.methods)) < len(cfg.methods):
         raise InputError(f"methods: at least one, none twice, of {', '.join(METHODS)}; got {', '.join(cfg.methods)}")
+    for name in cfg.methods:
+        check(_config(cfg, name))
     for name in ("images", "validation", "noises", "size"):
         if getattr(cfg, name) < 1:
             raise InputError(f"{name}: must be at least 1, got {getattr(cfg, name)}")
     if not 0 < cfg.eps <= 255:
         raise InputError(f"eps: must be above 0 and at most 255, got {cfg.eps}")
+
+
+def _config(cfg: Config, method: str) -> UapConfig:
+    return replace(named(method), eps=(cfg.eps,), seeds=cfg.seeds)
 
 
 def _fits(config: UapConfig, source: Source, size: int) -> bool:

@@ -10,12 +10,14 @@ killed and started again it goes on with the cell it was at. Result: runs/transf
 
 from dataclasses import dataclass, field, replace
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
 from rich.console import Console
 
-from ffjax import classical, detectors, run, study, transfer, transfer_table
+from ffjax import attempts, classical, detectors, huang_cells, run, study, transfer, transfer_table
+from ffjax.attacks import ATTACKS
 from ffjax.data import sets
 from ffjax.data.codecs import Stored
 from ffjax.engine import Compute
@@ -24,6 +26,7 @@ from ffjax.progress import stage, step
 from ffjax.transfer import TOGETHER, Says, Workshop
 from ffjax.types import ImageSet
 from ffjax.universal import METHODS, UapConfig, named
+from ffjax.universal.config import check
 
 SHIPPED = ("meso4-a0", "meso4-a1", "mesoinception4-a0", "mesoinception4-a1", "resnet10-a0", "resnet10-a1")
 
@@ -78,7 +81,10 @@ def main(cfg: Config) -> None:
         train = sets.load(cfg.data[0], "train", cfg.size) if trains else None
     folder = run.open_run(cfg.out, cfg)
     seen = {"test": tests, "validation": {cfg.data[0]: held}} | ({"train": {cfg.data[0]: train}} if train else {})
-    study.check_inputs(folder, networks, seen, {f"settings of {name}": repr(c) for name, c in configs.items()})
+    study.check_inputs(folder, networks, seen, _settings(cfg, configs))
+    maskless = [s.name for s in sources if not huang_cells.has_mask(s, cfg.size)]
+    if maskless and any(c.mask != "leave" for c in configs.values()):
+        raise InputError(f"{maskless[0]}: has no mask, which a method asked for is after")
     for warning in study.save_networks(folder, loaded):
         console.print(f"[yellow]warning:[/] {warning}", highlight=False)
     targets = {name: transfer.says(one.forward, cfg.compute) for name, one in networks.items()}
@@ -116,12 +122,28 @@ def _check(cfg: Config) -> None:
     for name in ("stored", "classical", "together"):
         if len(set(getattr(cfg, name))) < len(getattr(cfg, name)):
             raise InputError(f"{name}: none may be named twice, got {', '.join(getattr(cfg, name))}")
+    taken = set(cfg.classical) & {Path(spec.rpartition(":")[2]).stem for spec in (*cfg.sources, *cfg.others)}
+    if taken:
+        raise InputError(f"detector {taken.pop()}: has the name of a classical target; rename its file or its folder")
+    for name in (name for name in cfg.methods if name in METHODS):
+        for join in ("average", *cfg.together):
+            check(replace(_config(cfg, name), join=join))
     if not 0 <= cfg.eps <= 255:
         raise InputError(f"eps: must be from 0 to 255, got {cfg.eps}")
 
 
 def _config(cfg: Config, method: str) -> UapConfig:
     return replace(named(method), eps=(cfg.eps,), seeds=cfg.seeds)
+
+
+def _settings(cfg: Config, configs: dict[str, UapConfig]) -> dict[str, str]:
+    """What else cells stand on, and config.json does not hold."""
+    found = {f"settings of {name}": repr(c) for name, c in configs.items()}
+    found |= {f"settings of {n}": repr(attempts.chosen_options(n, {})) for n in cfg.methods if n in ATTACKS}
+    if cfg.classical:
+        grids = {name: classical.KINDS[name][1] for name in cfg.classical}
+        found["classical targets"] = f"{grids} scikit-learn {version('scikit-learn')}"
+    return found
 
 
 def _classical(cfg: Config, console: Console, train: ImageSet | None, held: ImageSet) -> dict[str, Says]:

@@ -1,5 +1,5 @@
 """Which neurons to drive: over-firing patterns for every layer x statistic x aggregation, the best chosen on validation
-images and reported on test images beside GD-UAP's choice, sign noise and the best fixed patterns.
+images and reported on test images beside GD-UAP's choice and sign noise.
 
     python -m experiments.uap_search --source meso4-a0
 
@@ -74,8 +74,9 @@ def main(cfg: Config) -> None:
             for split, most in (("validation", cfg.validation), ("test", cfg.images))
         )
     folder = run.open_run(cfg.out, cfg)
-    study.check_inputs(folder, networks, {"test": {cfg.data: test}, "validation": {cfg.data: held}})
     tried = list(_tried(cfg, source))
+    settings = {f"objective {k}": repr(config) for k, config in enumerate(tried)}
+    study.check_inputs(folder, networks, {"test": {cfg.data: test}, "validation": {cfg.data: held}}, settings)
     made: dict[str, np.ndarray] = {}
     with stage(console, "objectives", len(tried), "objectives") as tell:
         for config in tried:

@@ -78,18 +78,19 @@ def measured(
                     ]
                     if target == cell.source and storage == "float":
                         rungs.setdefault(cell.source, {})[cell.method] = said
-            masks += _masks(sheet, cell, scores, noise, clean)
+            masks += [row | {"competent": able[cell.source]} for row in _masks(sheet, cell, scores, noise, clean)]
         for source, said in rungs.items():
-            ladder += [{"data": name, "source": source} | rung for rung in huang.rungs(sheet, source, said)]
+            place = {"data": name, "source": source, "competent": able[source]}
+            ladder += [place | rung for rung in huang.rungs(sheet, source, said)]
     return rows, ladder, masks
 
 
 def _masks(sheet: Sheet, cell: Cell, scores: dict, noise: dict, clean: dict) -> list[dict]:
     """IoU with the true mask and area shown forged, on fakes that the source calls rightly clean."""
     key = f"{cell.source}|float"
-    if f"iou|{key}" not in scores:
-        return []
     rows = (sheet.labels == 1) & (sheet.clean[key] > 0)
+    if f"iou|{key}" not in scores or not rows.any():
+        return []
     found, groups = [], sheet.groups[rows]
     for measure, name in (("iou", "IoU with the true mask"), ("area", "area shown forged")):
         values, draws, before = (one[f"{measure}|{key}"][:, rows] for one in (scores, noise, clean))

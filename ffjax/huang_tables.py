@@ -75,12 +75,13 @@ def _rungs(console: Console, ladder: Sequence[Row]) -> str:
                   title="2. Rungs: each with what the one below lacks")  # fmt: skip
     for row in ladder:
         asked = f"> {100 * row['least']:.0f}"
-        held = "held" if row["held"] else "not held"
+        held = "no claim (not competent)" if not row["competent"] else "held" if row["held"] else "not held"
         table.add_row(row["source"], row["data"], row["method"], row["over"], points(row["gain"]), asked, held)
     if not table.row_count:
         return "not examined here"
     console.print(table)
-    line = f"held in {sum(row['held'] for row in ladder)} of {len(ladder)} steps"
+    able = [row["held"] for row in ladder if row["competent"]]
+    line = f"held in {sum(able)} of {len(able)} steps" if able else "no claim: no detector here is competent"
     console.print(f"GD-UAP's order (noise < no data < range prior < images): {line}.\n", highlight=False)
     return line
 
@@ -96,7 +97,11 @@ def _masks(console: Console, masks: Sequence[Row]) -> str:
         table.add_row(row["source"], row["method"], row["data"], row["measure"], *shares,
                       points(row["found"]["over_noise"]))  # fmt: skip
     console.print(table)
-    falls = [row["found"]["over_noise"] for row in masks if row["measure"] == "IoU with the true mask"]
+    known = [row for row in masks if row["competent"]]
+    falls = [row["found"]["over_noise"] for row in known if row["measure"] == "IoU with the true mask"]
+    if not falls:
+        console.print("No claim: no detector here is competent.\n")
+        return "no claim: no detector here is competent"
     held = sum(e.high < 0 for e in falls)
     low, high = (100 * f(e.value for e in falls) for f in (min, max))
     line = (
@@ -107,6 +112,8 @@ def _masks(console: Console, masks: Sequence[Row]) -> str:
 
 
 def _quality(console: Console, quality: Sequence[Row]) -> str:
+    if not quality:
+        return "not examined here"
     table = Table("made on", "method", "set", "PSNR (dB)", "SSIM", title="7. How visible (medians over images)")
     for row in quality:
         table.add_row(row["source"], row["method"], row["data"], f"{row['psnr']:.1f}", f"{row['ssim']:.3f}")

@@ -8,6 +8,7 @@ import numpy as np
 
 from ffjax import metrics, run, transfer
 from ffjax.engine import Compute
+from ffjax.errors import InputError
 from ffjax.evaluate import margins
 from ffjax.metrics import Estimate
 from ffjax.run import Run
@@ -31,8 +32,13 @@ def curves(
     tell: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """images and steps: what was tried, and rates of success on test images, at the config's own steps and images: of
-    the fakes called rightly, those called real. Selection goes by `held`. noise: the same for sign noise."""
+    the fakes called rightly, those called real. images: numbers of fakes; those beyond what `train` has are left out.
+    Selection goes by `held`. noise: the same for sign noise. InputError if the source calls no fake rightly."""
     fakes = (test.labels == 1) & (margins(source.forward, test.images, compute) > 0)
+
+    if not fakes.any():
+        raise InputError(f"{source.name}: calls no fake of the test split rightly, so none can be turned")
+    counts = [count for count in IMAGES if count <= int(train.labels.sum())]
 
     def rate(delta: np.ndarray) -> Estimate:
         said = margins(source.forward, test.images[fakes], compute, delta) > 0
@@ -49,7 +55,7 @@ def curves(
 
     eps = config.eps[0] / 255
     return {
-        "images": {"tried": list(IMAGES), "rates": [tried(images=count) for count in IMAGES]},
+        "images": {"tried": counts, "rates": [tried(images=count) for count in counts]},
         "steps": {"tried": list(STEPS), "rates": [tried(steps=count, check=max(1, count // 5)) for count in STEPS]},
         "noise": _plain(rate(transfer.noise((size, size, 3), 0, eps))),
         "fakes": int(fakes.sum()),

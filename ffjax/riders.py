@@ -2,6 +2,7 @@
 whose labels and wanted masks say what is asked of each image."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -44,7 +45,7 @@ def bank(config: UapConfig, size: Size, validation: ImageSet | None) -> Batch:
     if config.bank == "data":
         if validation is None:
             raise InputError("uap: a bank of data needs a data set with a validation split")
-        data = of_side(config, validation)
+        data = of_side(replace(config, images=None), validation)
         return asked(config, batch_of(data, np.arange(len(data.labels))))
     if config.mode == "no_data" and config.score == "objective":
         return asked(config, _unlabelled(carriers.blank(size, config.blank)))
@@ -81,6 +82,6 @@ def _mask(config: UapConfig, batch: Batch) -> Array:
 
 
 def _unlabelled(images: Array) -> Batch:
-    """Generated images: nobody's, so called real."""
-    none = jnp.zeros(images.shape[0], jnp.int32)
-    return Batch(images, none, none)
+    """Generated images: nobody's, so called real, and numbered."""
+    count = images.shape[0]
+    return Batch(images, jnp.zeros(count, jnp.int32), jnp.arange(count, dtype=jnp.int32))

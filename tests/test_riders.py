@@ -37,6 +37,7 @@ def test_a_side_has_images_of_that_side_alone(side, labels):
 def test_at_most_so_many_images_are_seen():
     few = riders.of_side(named("uap_pgd", images=3), toys.images(20))
     assert len(few.labels) == 6 and few.labels.sum() == 3
+    assert len(riders.bank(named("uap_pgd", images=3), toys.SHAPE, toys.images(20)).labels) == 20  # selection's are not
     inputs = riders.at_step(named("uap_pgd", images=3), toys.SHAPE, toys.images(20))
     assert len({x.tobytes() for i in range(10) for x in np.asarray(inputs(i).images)}) == 6
 

@@ -63,13 +63,13 @@ def test_it_runs_to_its_end_and_goes_on_where_it_was_cut(ground, tmp_path, monke
 @pytest.mark.slow
 def test_a_row_made_on_all_sources_at_once(ground, tmp_path, monkeypatch, capsys):
     nets = [f"meso4:{ground}/net{k}.safetensors" for k in range(2)]
-    given = words(ground, tmp_path, "--together", "worst", "--sources", *nets, "--classical", "--stored")
+    given = words(ground, tmp_path, "--together", "average", "--sources", *nets, "--classical", "--stored")
     given = [word for k, word in enumerate(given) if not (word == "--others" or given[k - 1] == "--others")]
     drive(monkeypatch, driver, given)
     entries = json.loads((tmp_path / "results.json").read_text())["entries"]
-    assert {(e["source"], e["method"]) for e in entries if e["source"].startswith("all")} == {("all-worst", "gd_uap")}
+    assert {(e["source"], e["method"]) for e in entries if e["source"].startswith("all")} == {("all-average", "gd_uap")}
     said = capsys.readouterr().out
-    assert "all-worst" in said and said.count("pgd on set") == 1
+    assert "all-average" in said and said.count("pgd on set") == 1
 
 
 @pytest.mark.parametrize(
@@ -79,6 +79,9 @@ def test_a_row_made_on_all_sources_at_once(ground, tmp_path, monkeypatch, capsys
         (("--eps", "300"), "eps"),
         (("--images", "0"), "images"),
         (("--stored", "png", "png"), "twice"),
+        (("--seeds", "1", "1"), "seeds"),
+        (("--methods", "joint"), "no mask"),
+        (("--sources", "meso4-a0", "meso4-a1", "--together", "worst"), "not for firing"),
     ],
 )
 def test_what_cannot_be_done_is_refused_in_one_line(ground, tmp_path, monkeypatch, capsys, more, told):

@@ -18,10 +18,11 @@ from ffjax.objectives import AGGREGATIONS, STATISTICS, over_fire
 from ffjax.types import Batch, ImageSet, Outputs, UapState
 from ffjax.uap import Source
 from ffjax.universal import UapConfig, universal
-from ffjax.universal.ascent import fooling
+from ffjax.universal.ascent import changed
 from ffjax.universal.config import bounds
 from ffjax.universal.patterns import lay_out, layer_weights
 from ffjax.universal.shapes import additive
+from ffjax.universal.slopes import shower
 
 SOURCE = toys.source()
 SEEDS = tuple(range(8))
@@ -342,7 +343,8 @@ def test_the_fooling_score_counts_changed_verdicts():
     for d in np.asarray(delta):
         now = np.asarray(SOURCE.forward(jnp.clip(images + d[None], 0, 1)).logits)
         expected.append(np.mean((now[:, 1] > now[:, 0]) != (clean[:, 1] > clean[:, 0])))
-    found = jax.jit(partial(fooling, additive("linf")))(delta, images, SOURCE.forward)
+    bank = Batch(images, jnp.zeros(10, int), jnp.arange(10))
+    found = jax.jit(partial(changed, shower(additive("linf"), (), clipped=True)))(delta, bank, SOURCE.forward)
     np.testing.assert_allclose(found, expected, rtol=1e-6)
     assert expected[0] == 0 and max(expected) > 0
 

@@ -15,6 +15,7 @@ from ffjax.types import Batch, Outputs
 from ffjax.uap import Source
 from ffjax.universal import METHODS, named, universal
 from ffjax.universal.ascent import step_key
+from ffjax.universal.build import _score
 from ffjax.universal.measures import JOINS, measure, shares
 from ffjax.universal.patterns import lay_out
 from ffjax.universal.shapes import shape
@@ -97,6 +98,41 @@ def test_a_smaller_microbatch_climbs_the_same_gradient(name, tmp_path):
     np.testing.assert_allclose(seen[64][0], seen[8][0], rtol=1e-5)
     scale = np.abs(seen[64][1]).max()
     assert np.abs(np.asarray(seen[64][1]) - np.asarray(seen[8][1])).max() < 1e-5 * scale
+
+
+@pytest.mark.parametrize("name", ["robust", "to_real"])
+def test_what_happens_on_the_way_is_an_images_own(name, tmp_path):
+    """The draws of an image depend neither on the patterns beside, nor on how the carriers are cut into parts."""
+
+    def first(batch: int, seeds: tuple[int, ...]) -> np.ndarray:
+        infos, compute = [], Compute(chunk=1, devices=1, batch=batch)
+        cfg, folder = quick(name, steps=1, seeds=seeds), tmp_path / f"{batch}-{len(seeds)}"
+        made(cfg, folder, compute, watch=lambda d, i: infos.append(i), train=masked(), validation=masked())
+        return infos[0].objective[0]
+
+    whole = first(64, (0, 1, 2))
+    np.testing.assert_allclose(first(6, (0, 1, 2)), whole, rtol=1e-4)
+    np.testing.assert_allclose(first(64, (0,))[0], whole[0], rtol=1e-4)
+
+
+def test_verdicts_are_scored_as_wanted():
+    """All called real and all called fake are no equals for who wants them real; between equals the margin tells."""
+    data, source = toys.images(20), toys.source()
+    cfg = quick("uap_pgd", aim="real", seeds=(0,))
+    bank, score = riders.bank(cfg, toys.SHAPE, data), _score(cfg, shape(cfg), measure(cfg))
+    patterns = jnp.stack([jnp.full(toys.SHAPE, x) for x in (-0.9, -0.3, 0.0, 0.3, 0.9)])
+    found = score(patterns, bank, (jnp.zeros((5, 1)),), (source.forward,))
+    said = [margin(source.forward(jnp.clip(bank.images + v[None], 0, 1))) for v in patterns]
+    share = np.array([np.mean(np.asarray(m) <= 0) for m in said])
+    np.testing.assert_allclose(found, share, atol=0.5 / 20)
+    order = sorted(range(5), key=lambda k: (share[k], float(jnp.mean(jnp.minimum(-said[k], 12.0)))))
+    assert np.argsort(found).tolist() == order and share.max() > share.min()
+
+
+def test_a_method_is_compiled_once_for_all_seeds_bounds_and_numbers_of_images():
+    made_of = universal(quick("uap_pgd"))
+    assert made_of is universal(quick("uap_pgd", seeds=(7,), eps=(3.0,), images=5))
+    assert made_of is not universal(quick("uap_pgd", rate=2.0))
 
 
 def batch(count: int = 8) -> Batch:
@@ -196,6 +232,8 @@ def test_deepfool_turns_a_linear_detectors_image_with_the_least_step():
         ({"method": "deepfool"}, "objective margin"),
         ({"method": "aggregated", "mode": "range_prior", "inner": 3}, "multiple"),
         ({"join": "sum_log"}, "above 0"),
+        ({"join": "worst"}, "not for firing"),
+        ({"objective": "margin", "method": "deepfool", "aim": "real", "mask": "erase"}, "no mask"),
         ({"images": 0}, "at least 1"),
         ({"objective": "margin", "mode": "with_data", "layers": ("first", "last")}, "layers"),
     ],

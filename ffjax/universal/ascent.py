@@ -13,7 +13,7 @@ from ffjax.objectives import margin
 from ffjax.types import Array, Batch, Forward, UapInfo, UapState, Universal
 from ffjax.universal.config import UapConfig
 from ffjax.universal.shapes import Shape, Size
-from ffjax.universal.slopes import Slope
+from ffjax.universal.slopes import Show, Slope
 
 Score = Callable[[Array, Batch, Sequence[Array], Sequence[Forward]], Array]
 """(patterns (S, ...), bank, weights, forwards) -> (S,), what selection and stopping go by: larger = better."""
@@ -56,7 +56,7 @@ def fresh(shape: Shape, keys: Array, eps: Array, size: Size, memory: Callable[[A
 
 
 def step_key(i: Array | int) -> Array:
-    """Of what is drawn at step i (transforms on the way), alike for all patterns."""
+    """Of what is drawn at step i (transforms on the way), image by image, alike for all patterns."""
     return jax.random.fold_in(jax.random.key(4), i)
 
 
@@ -82,13 +82,20 @@ def judged(
     return jax.lax.cond(due, judge, lambda s: s, state)
 
 
-def fooling(shape: Shape, patterns: Array, images: Array, forward: Forward) -> Array:
-    """(S,) share of images (N, H, W, 3) whose verdict each of S patterns changes, in [0, 1]."""
-    clean = margin(forward(images)) > 0
+def changed(show: Show, patterns: Array, bank: Batch, forward: Forward) -> Array:
+    """(S,) share of the bank's images whose verdict each of S patterns changes, in [0, 1]."""
+    clean = margin(forward(bank.images)) > 0
+    return _shared(show, patterns, bank, forward, lambda fake: fake != clean)
 
+
+def as_wanted(show: Show, patterns: Array, bank: Batch, forward: Forward) -> Array:
+    """(S,) share of the bank's images whose verdict is the wrong one of their label, which is the one aimed at."""
+    return _shared(show, patterns, bank, forward, lambda fake: fake != (bank.labels == 1))
+
+
+def _shared(show: Show, patterns: Array, bank: Batch, forward: Forward, counts: Callable[[Array], Array]) -> Array:
     def one(pattern: Array) -> Array:
-        rows = jnp.clip(shape.show(pattern[None], images)[:, 0], 0.0, 1.0)
-        return jnp.mean((margin(forward(rows)) > 0) != clean)
+        return jnp.mean(counts(margin(forward(show(step_key(0), pattern[None], bank))) > 0))
 
     return jax.lax.map(one, patterns)
 
@@ -98,12 +105,12 @@ def over(flags: Array, like: Array) -> Array:
     return flags.reshape(flags.shape + (1,) * (like.ndim - 1))
 
 
+def step_size(config: UapConfig) -> float:
+    """A step in [0,1] units: pixel values; all numbers of a filter together move a pixel by as much."""
+    return config.rate / 255 / (config.kernel**2 if config.shape == "filter" else 1)
+
+
 def _rule(config: UapConfig) -> optax.GradientTransformation:
-    """Ascent: optax descends by a negated rate, the objective is maximised, so here the rate is positive. Rates are in
-    pixel values: all numbers of a filter together move a pixel by as much."""
-    rate = config.rate / 255
-    if config.shape == "filter":
-        rate /= config.kernel**2  # so many numbers share the bound
-    if config.rule == "adam":
-        return optax.chain(optax.scale_by_adam(), optax.scale(rate))
-    return optax.chain(optax.scale_by_sign(), optax.scale(rate))
+    """Ascent: optax descends by a negated rate, the objective is maximised, so here the rate is positive."""
+    scale = optax.scale_by_adam() if config.rule == "adam" else optax.scale_by_sign()
+    return optax.chain(scale, optax.scale(step_size(config)))

@@ -23,7 +23,8 @@ class UapConfig:
     aggregation: Literal["sum_log", "sum", "prod"] = "sum_log"
     """How layers are joined (sum_log: no layer's scale leads)."""
     clip: float = 12.0
-    """Above this an image's verdict loss counts no more (12: the reference code of Shafahi et al. 2020)."""
+    """Above this an image's verdict loss counts no more (12: the reference code of Shafahi et al. 2020). A pattern for
+    both classes needs it, to let go of images that are far over; one that shall carry far is better without."""
     side: Literal["both", "fakes", "reals"] = "both"
     """The images it is made for (both: none is left out)."""
     aim: Literal["wrong", "real", "fake"] = "wrong"
@@ -39,7 +40,7 @@ class UapConfig:
     carriers: int = 8
     """Noise or training images a step (8: rows enough for bit-equal batching; GD-UAP takes 25)."""
     images: int | None = None
-    """Training images per class that with_data mode may see, at most (all)."""
+    """Training images per class that with_data mode may see, at most (all). Selection's are not cut."""
     eps: tuple[float, ...] = (10.0,)
     """Bounds in 1/255 for linf and in [0,1] units for l2, each a pattern of its own (10: GD-UAP's)."""
     norm: Literal["linf", "l2"] = "linf"
@@ -56,7 +57,8 @@ class UapConfig:
     join: Literal["average", "worst", "sum_log"] = "average"
     """How several sources are weighed: alike, only the one least moved, or by the sum of logs (average: the usual)."""
     method: Literal["step", "aggregated", "deepfool"] = "step"
-    """One gradient a step; stochastic gradient aggregation; or Moosavi-Dezfooli's, image after image (step: GD-UAP)."""
+    """One gradient a step; stochastic gradient aggregation; or Moosavi-Dezfooli's, image after image (step: GD-UAP).
+    All from a random start, so that seeds differ; Moosavi-Dezfooli's and Shafahi's begin at 0."""
     inner: int = 4
     """Inner batches of an aggregated step, or DeepFool's linearisations of an image (4: of 8 carriers two each)."""
     rule: Literal["adam", "sign"] = "adam"
@@ -66,7 +68,8 @@ class UapConfig:
     steps: int = 300
     """Most steps (300: where the objective on Meso-4 has levelled off; GD-UAP allows 40,000)."""
     score: Literal["objective", "fooling"] = "objective"
-    """What selection and stopping see: the objective, or changed verdicts on a bank of images (objective: no image)."""
+    """What selection and stopping see: the objective, or verdicts on a bank of images: those changed, or, where a
+    verdict is climbed, those as wanted; the objective between equals (objective: no image)."""
     bank: Literal["noise", "data"] = "noise"
     """The bank: generated noise (for the objective in no_data mode the blank carrier), or validation images, which
     makes the mode one that has seen data (noise: no data)."""
@@ -84,39 +87,47 @@ class UapConfig:
     """Start of each pattern (5: enough for a median and a range)."""
 
 
-_DATA: Mapping[str, Any] = {"mode": "with_data", "score": "fooling", "bank": "data", "rescale_at": 2.0}
+UNCLIPPED = 1e9
+_DATA: Mapping[str, Any] = {
+    "mode": "with_data", "score": "fooling", "bank": "data", "rescale_at": 2.0, "tolerance": 0.0,
+}  # fmt: skip
+_TO_REAL: Mapping[str, Any] = {
+    "objective": "margin", "rule": "sign", "side": "fakes", "aim": "real", "clip": UNCLIPPED, **_DATA,
+}  # fmt: skip
 METHODS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
         "gd_uap": {},
         "gd_uap_range": {"mode": "range_prior"},
-        "gd_uap_data": {"mode": "with_data"},
+        "gd_uap_data": {"mode": "with_data", "bank": "data"},
         "fff": {"statistic": "mean_abs"},
-        "layer_max": {"mode": "with_data", "layers": ("last",), "aggregation": "sum"},
+        "layer_max": {"mode": "with_data", "bank": "data", "layers": ("last",), "aggregation": "sum"},
         "uap_pgd": {"objective": "margin", "rule": "sign", **_DATA},
         "sgd_uap": {"objective": "ce", "rule": "sign", **_DATA},
         "sga": {"objective": "ce", "method": "aggregated", "rule": "sign", **_DATA},
-        "deepfool": {"objective": "margin", "method": "deepfool", "carriers": 1, "inner": 10, **_DATA},
-        "to_real": {"objective": "margin", "rule": "sign", "side": "fakes", "aim": "real", **_DATA},
-        "joint": {"objective": "margin", "rule": "sign", "side": "fakes", "aim": "real", "mask": "erase", **_DATA},
+        "deepfool": {
+            "objective": "margin",
+            "method": "deepfool",
+            "carriers": 1,
+            "inner": 10,
+            "steps": 2000,
+            "check": 100,
+            **_DATA,
+        },
+        "to_real": _TO_REAL,
+        "joint": {**_TO_REAL, "mask": "erase", "score": "objective"},
         "face": {"shape": "face"},
         "background": {"shape": "background"},
         "band": {"shape": "band", "mode": "range_prior"},
         "filter": {"shape": "filter", "mode": "range_prior", "rescale_at": 2.0},
-        "robust": {
-            "objective": "margin",
-            "rule": "sign",
-            "side": "fakes",
-            "aim": "real",
-            "through": ("resize", "crop", "jpeg"),
-            **_DATA,
-        },
+        "robust": {**_TO_REAL, "through": ("resize", "crop", "jpeg")},
     }
 )
 """Name -> the fields in which it differs from the default. gd_uap, gd_uap_range, gd_uap_data: Mopuri et al. (TPAMI
 2018) without data, with their range prior, with images. fff: Mopuri et al. (BMVC 2017). layer_max: Co et al. (2019).
-sgd_uap: Shafahi et al. (AAAI 2020); uap_pgd: the same on the margin, which does not vanish where the detector is sure.
-sga: Liu et al. (ICCV 2023). deepfool: Moosavi-Dezfooli et al. (CVPR 2017). filter: in the manner of 2D-Malafide (2024),
-but bounded. to_real, joint, face, background, band, robust (to_real through what happens to files): ours."""
+sgd_uap: after Shafahi et al. (AAAI 2020), whose step decays; uap_pgd: the same on the margin, which does not vanish
+where the detector is sure. sga: Liu et al. (ICCV 2023). deepfool: Moosavi-Dezfooli et al. (CVPR 2017). filter: in the
+manner of 2D-Malafide (2024), but bounded. to_real, joint, face, background, band, robust (to_real through what happens
+to files): ours."""
 
 
 def named(name: str, **fields: Any) -> UapConfig:
@@ -168,10 +179,14 @@ def _check_together(config: UapConfig) -> None:
         "kernel: must be odd and at least 3": config.kernel < 3 or config.kernel % 2 == 0,
         "method deepfool follows the margin: objective margin": config.method == "deepfool"
         and config.objective != "margin",
+        "method deepfool turns verdicts: no mask": config.method == "deepfool" and config.mask != "leave",
+        "join worst compares sources: not for firing, whose scale is each network's own": config.join == "worst"
+        and config.objective == "firing",
         "method deepfool weighs sources alike: join average": config.method == "deepfool" and config.join != "average",
         "method aggregated needs as many carriers as inner batches, or a multiple": config.method == "aggregated"
         and config.carriers % config.inner,
-        "join sum_log needs an objective above 0: ce": config.join == "sum_log" and config.objective != "ce",
+        "join sum_log needs an objective above 0: ce, without a mask": config.join == "sum_log"
+        and (config.objective != "ce" or config.mask != "leave"),
     }
     for why, wrong in refused.items():
         if wrong:

@@ -22,7 +22,7 @@ def one_by_one(config: UapConfig, shape: Shape, show: Show, score: Score) -> Uni
     the margin with respect to the pattern (sources averaged); a batch stays for config.inner of them, and v moves after
     the last. Of several carriers the mean of r is added over those not yet turned (ours: theirs takes one). f is
     measured to the verdict wanted of the image; theirs is to any other than the clean one, which for two classes and
-    images called rightly is the same.
+    images called rightly is the same. What r has come to after the last linearisation is added, turned or not.
     """
 
     def init(keys: Array, eps: Array, size: Size) -> UapState:
@@ -32,10 +32,10 @@ def one_by_one(config: UapConfig, shape: Shape, show: Show, score: Score) -> Uni
         """(S, B) how far each pattern of its own, rows (S, B, ...), on each image is from the verdict wanted: <= 0 once
         it is there; their sum first, whose gradient holds each one's own."""
 
-        def one(row: Array, image: Array) -> Array:
-            return show(key, row[None], image[None])[0]
+        def one(row: Array, image: Batch) -> Array:
+            return show(key, row[None], jax.tree.map(lambda x: x[None], image))[0]
 
-        images = jax.vmap(jax.vmap(one), (0, None))(rows, batch.images)
+        images = jax.vmap(jax.vmap(one), (0, None))(rows, batch)
         flat = images.reshape(-1, *images.shape[2:])
         said = jnp.mean(jnp.stack([margin(f(flat)) for f in forwards]), axis=0).reshape(rows.shape[:2])
         left = jnp.where(batch.labels == 1, 1.0, -1.0)[None] * said

@@ -63,6 +63,10 @@ def regional(norm: str, *, inside: bool) -> Shape:
         where = face(v.shape[0], v.shape[1])
         return v * jnp.asarray(where if inside else ~where)[:, :, None]
 
+    def where_share(height: int, width: int) -> float:
+        share = float(face(height, width).mean())
+        return share if inside else 1 - share
+
     def noise(key: Array, eps: Array, size: Size) -> Array:
         return _grown(cut(sign_noise(key, size, eps, norm)), eps, norm)
 
@@ -70,7 +74,8 @@ def regional(norm: str, *, inside: bool) -> Shape:
         start=lambda key, eps, size: cut(ball(eps).sample(key, size)),
         noise=noise,
         project=lambda v, eps: ball(eps).project(cut(v)),
-        at_bound=lambda v, eps: ball(eps).at_bound(v),
+        # of the region's components: the others never are
+        at_bound=lambda v, eps: ball(eps).at_bound(v) / where_share(v.shape[0], v.shape[1]),
         show=_added,
     )
 

@@ -15,20 +15,24 @@ from ffjax.universal.measures import Measure, shares
 from ffjax.universal.shapes import Shape
 
 Slope = Callable[..., tuple[Array, Array]]
-Show = Callable[[Array, Array, Array], Array]
-"""(key, patterns (S, ...), images (B, H, W, 3)) -> rows (B S, H, W, 3), as a detector is fed them."""
+Show = Callable[[Array, Array, Batch], Array]
+"""(key, patterns (S, ...), batch of B) -> rows (B S, H, W, 3), as a detector is fed them."""
 
 
 def shower(shape: Shape, through: Sequence[str], *, clipped: bool) -> Show:
-    """How patterns reach the detector: on every image, cut to [0, 1], then through the named transforms, each row with
-    a draw of its own. clipped=False: fed as they are, for patterns that ride on nothing."""
+    """How patterns reach the detector: on every image, cut to [0, 1], then through the named transforms, each image
+    with draws of its own, by its id, the same for all patterns. clipped=False: fed as they are, for patterns that ride
+    on nothing."""
     way = transforms.chain(*(transforms.NAMED[name] for name in through))
 
-    def show(key: Array, patterns: Array, images: Array) -> Array:
-        both = shape.show(patterns, images)
+    def show(key: Array, patterns: Array, batch: Batch) -> Array:
+        both = shape.show(patterns, batch.images)
         # carriers lead, so that a batch sharded over devices stays so
         rows = (jnp.clip(both, 0.0, 1.0) if clipped else both).reshape(-1, *both.shape[2:])
-        return jax.vmap(way)(jax.random.split(key, len(rows)), rows) if through else rows
+        if not through:
+            return rows
+        keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(batch.ids)
+        return jax.vmap(way)(jnp.repeat(keys, patterns.shape[0]), rows)
 
     return show
 
@@ -38,7 +42,7 @@ def values(
 ) -> Array:
     """(S,) mean over the batch of what one source's measure says of each pattern on it."""
     b, s = batch.labels.shape[0], patterns.shape[0]
-    rows = show(key, patterns, batch.images)
+    rows = show(key, patterns, batch)
     said = measure(forward(rows), repeated(batch, s), jnp.tile(weights, (b, 1)))
     return jnp.mean(said.reshape(b, s), axis=0)
 
@@ -62,8 +66,7 @@ def steepest(show: Show, measure: Measure, join: Callable[[Array], Array], parts
     def slope(key: Array, patterns: Array, batch: Batch, weights, forwards, eps: Array) -> tuple[Array, Array]:
         pieces = split(batch, parts)
         found = [
-            [of_one(jax.random.fold_in(key, j), patterns, piece, w, f) for j, piece in enumerate(pieces)]
-            for w, f in zip(weights, forwards, strict=True)
+            [of_one(key, patterns, piece, w, f) for piece in pieces] for w, f in zip(weights, forwards, strict=True)
         ]
         said = jnp.stack([sum(value for _, value in each) / len(pieces) for each in found])
         part = shares(join, said)[(...,) + (None,) * (patterns.ndim - 1)] / len(pieces)
