@@ -28,8 +28,8 @@ PALETTE = "Blues"
 BASELINES = {"noise0": "sign noise", CLEAN: "clean"}
 NOTE = (
     "per cent of the images that the target calls rightly as they are, 95 % intervals over identities alone (one"
-    f" pattern, a few noise draws); ~: the target's clean AUC is below {COMPETENT}, so the change of the share called fake, in"
-    " points; *: made on this detector"
+    f" pattern, a few noise draws); ~: the target's clean AUC is below {COMPETENT}, so the change of the share called"
+    " fake, in points; *: made on this detector"
 )
 
 
