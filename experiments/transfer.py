@@ -74,6 +74,9 @@ def main(cfg: Config) -> None:
     networks = study.networks(loaded, cfg.size)
     sources = [networks[one.name] for one in loaded[: len(cfg.sources)]]
     configs = {name: _config(cfg, name) for name in cfg.methods if name in METHODS}
+    maskless = [s.name for s in sources if not huang_cells.has_mask(s, cfg.size)]
+    if maskless and any(c.mask != "leave" for c in configs.values()):
+        raise InputError(f"{maskless[0]}: has no mask, which a method asked for is after")
     trains = cfg.classical or any(c.mode == "with_data" for c in configs.values())
     with step(console, "loading images (the embedded sets are generated at first use)"):
         tests = sets.load_all(cfg.data, "test", cfg.size, cfg.images)
@@ -82,9 +85,6 @@ def main(cfg: Config) -> None:
     folder = run.open_run(cfg.out, cfg)
     seen = {"test": tests, "validation": {cfg.data[0]: held}} | ({"train": {cfg.data[0]: train}} if train else {})
     study.check_inputs(folder, networks, seen, _settings(cfg, configs))
-    maskless = [s.name for s in sources if not huang_cells.has_mask(s, cfg.size)]
-    if maskless and any(c.mask != "leave" for c in configs.values()):
-        raise InputError(f"{maskless[0]}: has no mask, which a method asked for is after")
     for warning in study.save_networks(folder, loaded):
         console.print(f"[yellow]warning:[/] {warning}", highlight=False)
     targets = {name: transfer.says(one.forward, cfg.compute) for name, one in networks.items()}
