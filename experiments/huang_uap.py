@@ -155,7 +155,7 @@ def _config(cfg: Config, method: str) -> UapConfig:
 
 def _fits(config: UapConfig, source: Source, size: int) -> bool:
     """Whether a source has what a method is after."""
-    return config.mask == "leave" or huang_cells.has_mask(source, size)
+    return config.mask == "leave" or study.has_mask(source, size)
 
 
 def _made(cfg: Config, folder: Run, source: Source, method: str) -> Path:

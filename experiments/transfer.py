@@ -16,7 +16,7 @@ from typing import Literal
 
 from rich.console import Console
 
-from ffjax import attempts, classical, detectors, huang_cells, run, study, transfer, transfer_table
+from ffjax import attempts, classical, detectors, run, study, transfer, transfer_table
 from ffjax.attacks import ATTACKS
 from ffjax.data import sets
 from ffjax.data.codecs import Stored
@@ -74,7 +74,7 @@ def main(cfg: Config) -> None:
     networks = study.networks(loaded, cfg.size)
     sources = [networks[one.name] for one in loaded[: len(cfg.sources)]]
     configs = {name: _config(cfg, name) for name in cfg.methods if name in METHODS}
-    maskless = [s.name for s in sources if not huang_cells.has_mask(s, cfg.size)]
+    maskless = [s.name for s in sources if not study.has_mask(s, cfg.size)]
     if maskless and any(c.mask != "leave" for c in configs.values()):
         raise InputError(f"{maskless[0]}: has no mask, which a method asked for is after")
     trains = cfg.classical or any(c.mode == "with_data" for c in configs.values())

@@ -59,6 +59,9 @@ def main(cfg: Config) -> None:
     size = shape[0]
     networks = study.networks(loaded, size)
     sources = [networks[one.name] for one in loaded[: len(cfg.source)]]
+    maskless = [source.name for source in sources if not study.has_mask(source, size)]
+    if cfg.uap.mask != "leave" and maskless:
+        raise InputError(f"uap.mask: {maskless[0]} has no mask")
     patterns = lay_out(cfg.uap, [(source.name, source.layers) for source in sources])
     with step(console, "loading images (the embedded sets are generated at first use)"):
         tests = sets.load_all(cfg.data, "test", size, cfg.images)
@@ -108,6 +111,8 @@ def _check(cfg: Config) -> None:
     for name in ("images", "validation", "noises"):
         if getattr(cfg, name) < 1:
             raise InputError(f"{name}: must be at least 1, got {getattr(cfg, name)}")
+    if cfg.uap.shape == "filter":
+        raise InputError("uap.shape filter: this report draws what is added to an image; see experiments.huang_uap")
     if cfg.viewing < 0 or len(set(cfg.stored)) < len(cfg.stored):
         raise InputError(f"viewing must not be negative nor a storage named twice: {cfg.viewing}, {cfg.stored}")
 

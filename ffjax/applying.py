@@ -162,7 +162,8 @@ def apply(
             row, image = _one(file, job, known, say)
             tell()
             if row is None:
-                rows.pop(name, None)
+                if rows.pop(name, None) is not None:  # ours, of what the original was
+                    (out / name).unlink(missing_ok=True)
                 broken.append(file)
             elif image is not None:
                 _write(out / name, image)

@@ -3,10 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
-from ffjax import crossed, evaluate, huang, transfer
+from ffjax import crossed, evaluate, huang, study, transfer
 from ffjax.data import sets
 from ffjax.data.codecs import STORAGE
 from ffjax.engine import Compute
@@ -20,11 +19,6 @@ from ffjax.universal import UapConfig
 
 NOISE = "noise"
 """The method of the cells that hold all draws of sign noise."""
-
-
-def has_mask(source: Source, size: int) -> bool:
-    """Whether a detector fed size x size images shows a mask."""
-    return jax.eval_shape(source.forward, jax.ShapeDtypeStruct((1, size, size, 3), np.float32)).mask is not None
 
 
 def scored(
@@ -43,7 +37,7 @@ def scored(
             for name, one in networks.items():
                 key = f"{name}|{storage}"
                 found.setdefault(key, []).append(evaluate.margins(one.forward, seen, compute))
-                if data.masks is not None and has_mask(one, data.images.shape[1]):
+                if data.masks is not None and study.has_mask(one, data.images.shape[1]):
                     overlap = evaluate.mask_overlap(one.forward, seen, data.masks, compute)
                     area = evaluate.forged(one.forward, seen, compute).mean(axis=(1, 2))
                     found.setdefault(f"iou|{key}", []).append(overlap)

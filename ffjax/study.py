@@ -42,6 +42,11 @@ def networks(loaded: Sequence[Loaded], size: int) -> dict[str, Source]:
     }
 
 
+def has_mask(source: Source, size: int) -> bool:
+    """Whether a detector fed size x size images shows a mask."""
+    return jax.eval_shape(source.forward, jax.ShapeDtypeStruct((1, size, size, 3), np.float32)).mask is not None
+
+
 def save_networks(folder: Run, loaded: Sequence[Loaded]) -> list[str]:
     """networks.json: architecture, image size and every option of each detector. Returns a warning for each that runs
     with a quirk of its release: such a network may have dead gradients, or rows that depend on their place."""

@@ -196,6 +196,7 @@ def test_broken_images_are_named_left_out_and_counted_and_the_rest_is_done(groun
     (ground / "in" / "a.png").write_bytes(b"")
     said = refusal(monkeypatch, capsys, apply_uap, words(ground))
     assert "3 of 7 images broken" in said and (ground / "out" / "cut.png").exists()
+    assert not (ground / "out" / "a.png").exists()  # of what a.png was
     assert sorted(record(ground)["files"]) == ["b.png", "cut.png", *NAMES[2:]]
 
 

@@ -68,6 +68,15 @@ def test_a_region_leaves_the_rest_alone():
         np.testing.assert_allclose(np.abs(v).max(axis=2), np.where(where == inside, EPS, 0))
 
 
+@pytest.mark.parametrize("inside", [True, False])
+def test_a_region_is_at_its_bound_where_all_of_it_is(inside):
+    """Or the rescue of stuck patterns would never come: the rest of the picture is no part of it."""
+    look = shapes.regional("linf", inside=inside)
+    full = look.project(jnp.full(SIZE, 0.2), EPS)
+    np.testing.assert_allclose(look.at_bound(full, EPS), 1, rtol=1e-6)
+    assert float(look.at_bound(full * 0.5, EPS)) == 0
+
+
 def test_a_band_holds_its_cosines_alone():
     """Against SciPy's DCT-II: nothing beyond 4 x 4, and a pattern of the band inside the ball stays as it is."""
     v = shapes.banded("linf", 4).project(jax.random.normal(jax.random.key(0), SIZE), EPS)

@@ -124,6 +124,8 @@ def broken_weights(ground: Path, path: Path) -> Path:
         ({"--uap.seeds": "8589934592"}, ["seeds"]),
         ({"--viewing": "-1"}, ["viewing"]),
         ({"--stored": "png png"}, ["png"]),
+        ({"--uap.shape": "filter", "--uap.mode": "range_prior"}, ["filter", "huang_uap"]),
+        ({"--uap.objective": "margin", "--uap.aim": "real", "--uap.mask": "erase"}, ["net0", "no mask"]),
     ],
 )
 def test_what_cannot_be_used_is_refused_in_one_line(ground, tmp_path, monkeypatch, capsys, changes, expected):
