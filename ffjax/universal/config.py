@@ -114,7 +114,7 @@ METHODS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
             **_DATA,
         },
         "to_real": _TO_REAL,
-        "joint": {**_TO_REAL, "mask": "erase", "score": "objective"},
+        "joint": {**_TO_REAL, "clip": 12.0, "mask": "erase", "score": "objective"},  # or the margin alone would lead
         "face": {"shape": "face"},
         "background": {"shape": "background"},
         "band": {"shape": "band", "mode": "range_prior"},
