@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from types import MappingProxyType
@@ -125,7 +126,8 @@ def seen(config: UapConfig, name: str, train: ImageSet | None, validation: Image
     }
     for split, data in splits.items():
         if data is not None:
-            found.append(Seen(name, split, len(riders.of_side(config, data).labels)))
+            asked = config if split == "train" else replace(config, images=None)
+            found.append(Seen(name, split, len(riders.of_side(asked, data).labels)))
     return tuple(found) or (Seen("none"),)
 
 

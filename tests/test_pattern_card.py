@@ -118,8 +118,9 @@ def test_what_was_seen():
     noise = ("noise", "", 0)
     assert seen("gd_uap") == [("none", "", 0)]
     assert seen("gd_uap", score="fooling") == seen("gd_uap_range") == [noise]
-    assert seen("gd_uap_data") == [noise, ("a", "train", 5)]
-    assert seen("uap_pgd", images=2) == [("a", "train", 4), ("a", "validation", 4)]
+    assert seen("gd_uap_data") == [("a", "train", 5), ("a", "validation", 5)]
+    assert seen("gd_uap_data", bank="noise") == [noise, ("a", "train", 5)]
+    assert seen("uap_pgd", images=2) == [("a", "train", 4), ("a", "validation", 5)]
     assert seen("to_real") == [("a", "train", 2), ("a", "validation", 2)]
 
 
