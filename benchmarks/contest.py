@@ -127,7 +127,7 @@ def paired(ours: np.ndarray, theirs: np.ndarray, groups: np.ndarray) -> dict[str
     """Mean of ours - theirs over the same images, with its 95 % cluster-bootstrap interval; below: the whole interval
     lies below zero."""
     found = metrics.gain(ours.astype(float) - theirs.astype(float), groups)
-    told = metrics.plain({"difference": found})["difference"]
+    told = metrics.plain(found)
     only = {"only_ours": int(np.sum(ours & ~theirs)), "only_theirs": int(np.sum(theirs & ~ours))}
     return told | only | {"below": bool(found.high < 0)}
 

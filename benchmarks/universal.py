@@ -37,6 +37,9 @@ from ffjax.universal import UapConfig, named, universal
 from ffjax.universal.measures import measure
 from ffjax.universal.patterns import lay_out
 
+STEPS = 10
+"""Between two timings."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
@@ -128,9 +131,6 @@ def _over_floor(cfg: Config, sources: list[Source], name: str, train: ImageSet) 
         "ratio": statistics.median(ratios),
         "ratios": ratios,
     }
-
-
-STEPS = 10
 
 
 def _contest(cfg: Config, loaded: detectors.Loaded, source: Source, data: dict[str, ImageSet]) -> list[dict[str, Any]]:

@@ -5,8 +5,8 @@ unseen data, on unseen detectors, verdict and mask, and how visible they are; a 
     python -m experiments.huang_uap --sources vgg16:runs/zoo-vgg16/weights.safetensors --unseen --data a
 
 Claims examined: Huang et al., ICIP 2020 (their tables are not public: nothing to compare with). The second command is
-the check against GD-UAP's known order of rungs. Cost: some 15 minutes on 2 CPU cores; killed and started again it goes
-on. Result: runs/huang_uap/results.json, figures/
+the check against GD-UAP's known order of rungs. Cost: some 15 minutes on 2 CPU cores (estimated); killed and started
+again it goes on. Result: runs/huang_uap/results.json, figures/
 """
 
 from dataclasses import dataclass, field, replace
@@ -18,6 +18,7 @@ from rich.console import Console
 from ffjax import (
     anatomy_figures,
     detectors,
+    evaluate,
     huang,
     huang_cells,
     huang_tables,
@@ -26,12 +27,13 @@ from ffjax import (
     run,
     study,
     transfer,
-)  # fmt: skip
+)
 from ffjax.data import sets
 from ffjax.data.codecs import Stored, to_float
 from ffjax.engine import Compute
 from ffjax.errors import InputError
 from ffjax.huang_cells import NOISE
+from ffjax.metrics import plain
 from ffjax.progress import stage, step
 from ffjax.run import Run
 from ffjax.transfer import CLEAN, Cell
@@ -117,7 +119,7 @@ def main(cfg: Config) -> None:
         quality = [huang_cells.quality(folder, configs[c.method], c, tests[c.data]) for c in every if c.source]
     told = huang_tables.show(console, rows, ladder, masks, quality, next(iter(tests)))
     found = {"rows": rows, "rungs": ladder, "masks": masks, "quality": quality, "told": told}
-    run.write_json(folder / "results.json", huang_cells.plain(found) | {"environment": study.environment()})
+    run.write_json(folder / "results.json", plain(found) | {"environment": study.environment()})
     with step(console, "why it works: figures"):
         for source in sources:
             _anatomy(cfg, folder, source, next(iter(tests.values())))
@@ -155,7 +157,7 @@ def _config(cfg: Config, method: str) -> UapConfig:
 
 def _fits(config: UapConfig, source: Source, size: int) -> bool:
     """Whether a source has what a method is after."""
-    return config.mask == "leave" or study.has_mask(source, size)
+    return config.mask == "leave" or evaluate.has_mask(source.forward, size)
 
 
 def _made(cfg: Config, folder: Run, source: Source, method: str) -> Path:

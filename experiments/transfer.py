@@ -4,7 +4,7 @@ noise of the same bound.
     python -m experiments.transfer
 
 Claim examined: universal perturbations carry to detectors and data they have not seen (Huang et al., ICIP 2020; no
-published figures to compare with). Individual attacks stand beside them. Cost: about half an hour on 2 CPU cores;
+published figures to compare with). Individual attacks stand beside them. Cost: half an hour on 2 CPU cores (estimated);
 killed and started again it goes on with the cell it was at. Result: runs/transfer/tables.txt, figures/, results.json
 """
 
@@ -16,7 +16,7 @@ from typing import Literal
 
 from rich.console import Console
 
-from ffjax import attempts, classical, detectors, run, study, transfer, transfer_table
+from ffjax import attempts, classical, detectors, evaluate, run, study, transfer, transfer_table
 from ffjax.attacks import ATTACKS
 from ffjax.data import sets
 from ffjax.data.codecs import Stored
@@ -74,7 +74,7 @@ def main(cfg: Config) -> None:
     networks = study.networks(loaded, cfg.size)
     sources = [networks[one.name] for one in loaded[: len(cfg.sources)]]
     configs = {name: _config(cfg, name) for name in cfg.methods if name in METHODS}
-    maskless = [s.name for s in sources if not study.has_mask(s, cfg.size)]
+    maskless = [s.name for s in sources if not evaluate.has_mask(s.forward, cfg.size)]
     if maskless and any(c.mask != "leave" for c in configs.values()):
         raise InputError(f"{maskless[0]}: has no mask, which a method asked for is after")
     trains = cfg.classical or any(c.mode == "with_data" for c in configs.values())
@@ -90,9 +90,10 @@ def main(cfg: Config) -> None:
     targets = {name: transfer.says(one.forward, cfg.compute) for name, one in networks.items()}
     targets |= _classical(cfg, console, train, held)
 
-    every = transfer.cells(list(tests), [s.name for s in sources], cfg.methods, cfg.noises)
     joined = [f"{TOGETHER}{join}" for join in cfg.together]
-    every += transfer.cells(list(tests), joined, [name for name in cfg.methods if name in METHODS], 0)[len(tests) :]
+    every = transfer.baselines(list(tests), cfg.noises)
+    every += transfer.cells(list(tests), [s.name for s in sources], cfg.methods)
+    every += transfer.cells(list(tests), joined, [name for name in cfg.methods if name in METHODS])
     missing = [cell for cell in every if not transfer.path(folder, cell).exists()]
     with stage(console, "cells", len(every), "cells") as tell:
         tell(len(every) - len(missing))

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from ffjax import checkpoint, detectors, pattern_card, report, run, study, uap, viewing
+from ffjax import checkpoint, detectors, evaluate, pattern_card, report, run, study, uap, viewing
 from ffjax.data import sets
 from ffjax.data.codecs import Stored
 from ffjax.engine import Compute
@@ -59,7 +59,7 @@ def main(cfg: Config) -> None:
     size = shape[0]
     networks = study.networks(loaded, size)
     sources = [networks[one.name] for one in loaded[: len(cfg.source)]]
-    maskless = [source.name for source in sources if not study.has_mask(source, size)]
+    maskless = [source.name for source in sources if not evaluate.has_mask(source.forward, size)]
     if cfg.uap.mask != "leave" and maskless:
         raise InputError(f"uap.mask: {maskless[0]} has no mask")
     patterns = lay_out(cfg.uap, [(source.name, source.layers) for source in sources])

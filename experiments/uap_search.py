@@ -4,7 +4,7 @@ images and reported on test images beside GD-UAP's choice and sign noise.
     python -m experiments.uap_search --source meso4-a0
 
 The formula of Huang et al. (ICIP 2020) is not public; this is our search over what it may be (PAPERS.md 1.3). Cost: 3
-minutes on 2 CPU cores for Meso-4. Result: runs/uap_search/results.json
+minutes on 2 CPU cores for Meso-4 (estimated). Result: runs/uap_search/results.json
 """
 
 from collections.abc import Iterator
@@ -16,8 +16,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from ffjax import crossed, detectors, huang_tables, metrics, run, study, transfer, uap
-from ffjax.checkpoint import snapshots
+from ffjax import crossed, detectors, huang_tables, metrics, run, study, transfer
 from ffjax.data import sets
 from ffjax.engine import Compute
 from ffjax.errors import InputError
@@ -28,7 +27,6 @@ from ffjax.run import Run
 from ffjax.types import ImageSet
 from ffjax.uap import Source
 from ffjax.universal import UapConfig
-from ffjax.universal.patterns import lay_out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,11 +101,8 @@ def _made(cfg: Config, folder: Run, config: UapConfig, source: Source) -> dict[s
     """STATISTIC-AGGREGATION-LAYERS -> pattern, one for each layer choice."""
     place = folder / f"patterns/{config.statistic}-{config.aggregation}/patterns.npy"
     if not place.exists():
-        laid, shots = lay_out(config, [(source.name, source.layers)]), snapshots(place.parent / "snapshots")
-        size = (cfg.size, cfg.size, 3)
-        state = uap.make(config, laid, [source], size, cfg.compute, shots, lambda done, infos: None)
-        shots.close()
-        run.save_array(place, np.asarray(state.best))
+        deltas, _ = transfer.patterns(place.parent / "snapshots", config, [source], cfg.size, cfg.compute, None, None)
+        run.save_array(place, deltas)
     names = [f"{config.statistic}-{config.aggregation}-{layer}" for layer in config.layers]
     return dict(zip(names, np.load(place), strict=True))
 
@@ -133,11 +128,16 @@ def _report(
     noise = np.stack([_changed(source, test, draw, cfg.compute) for draw in draws])
     table = Table("", "objective", "validation: verdicts changed (%)", "test", "over noise (points)")
     table.add_row("sign noise", "", "", metrics.percent(crossed.mean(noise, test.groups)), "")
-    told: dict = {"noise": _plain(crossed.mean(noise, test.groups))}
+    told: dict = {"noise": crossed.mean(noise, test.groups)}
     for role, name in named.items():
         changed = _changed(source, test, made[name], cfg.compute)[None]
         share, over = crossed.mean(changed, test.groups), crossed.difference(changed, noise, test.groups)
-        told[role] = {"name": name, "validation": scores[name], "test": _plain(share), "over_noise": _plain(over)}
+        told[role] = {
+            "name": name,
+            "validation": scores[name],
+            "test": share,
+            "over_noise": over,
+        }
         cells = (f"{100 * scores[name]:.0f}", metrics.percent(share), huang_tables.points(over))
         table.add_row(role, name, *cells)
     console.print(table)
@@ -145,11 +145,9 @@ def _report(
     console.print(
         "validation, best first: " + ", ".join(f"{n} {100 * scores[n]:.0f}" for n in ranked[:8]), highlight=False
     )
-    run.write_json(folder / "results.json", {"scores": scores, "told": told, "environment": study.environment()})
-
-
-def _plain(e: metrics.Estimate) -> dict[str, float | None]:
-    return metrics.plain({"it": e})["it"]
+    run.write_json(
+        folder / "results.json", {"scores": scores, "told": metrics.plain(told), "environment": study.environment()}
+    )
 
 
 if __name__ == "__main__":

@@ -19,13 +19,11 @@ from ffjax.engine import Compute
 from ffjax.errors import InputError
 from ffjax.evaluate import Condition, margins
 from ffjax.objectives import margin
+from ffjax.summary import DIRECTIONS
 from ffjax.types import Array, Forward
 from ffjax.universal import fixed
 
 CLASSES = {"fake": 1, "real": 0}
-DIRECTIONS = {"fake_called_real": 1, "real_called_fake": 0}
-"""What a wrong verdict is called, and the label of the images that it is a share of."""
-
 FASTEST = 0.5 * 2**0.5
 """Cycles a pixel of the checkerboard, the highest radial frequency there is."""
 

@@ -19,10 +19,8 @@ def mean(values: np.ndarray, groups: np.ndarray) -> Estimate:
 
 def difference(first: np.ndarray, second: np.ndarray, groups: np.ndarray) -> Estimate:
     """mean(first) - mean(second), of (P, N) and (Q, N) on the same images: every resample draws the same images for
-    both, and of each its own patterns. Where no
-    resample differs, metrics.gain's interval over groups."""
+    both, and of each its own patterns. Where no resample differs, metrics.gain's interval: what few groups can tell."""
     found = _estimate(_resampled(first, groups, 0) - _resampled(second, groups, 1), groups)
-    # no resample differs: what is left is what few groups can tell at all
     return gain(first.mean(axis=0) - second.mean(axis=0), groups) if found.low == found.high else found
 
 

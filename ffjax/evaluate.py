@@ -36,10 +36,8 @@ class Condition(NamedTuple):
 def shown(images: np.ndarray, condition: Condition) -> np.ndarray:
     """(N, H, W, 3) uint8 -> float32 in [0, 1] as the condition has it: clip(x + v, 0, 1), through its real codec."""
     x = to_float(images)
-    if condition.pattern is not None and condition.shape == "filter":
-        x = np.asarray(shapes.shown("filter", jnp.asarray(condition.pattern), jnp.asarray(x)))
-    elif condition.pattern is not None:
-        x = np.clip(x + condition.pattern[None], 0, 1)
+    if condition.pattern is not None:
+        x = np.asarray(shapes.shown(condition.shape, jnp.asarray(condition.pattern), jnp.asarray(x)))
     return STORAGE[condition.storage](x)
 
 
@@ -67,10 +65,15 @@ def clean_scores(forward: Forward, data: ImageSet, compute: Compute) -> dict[str
     said, fakes = margins(forward, data.images, compute), data.labels == 1
     every = metrics.summary(metrics.Scores(data.labels, data.groups, said, said))
     found = {name: every[name] for name in ("clean_accuracy", "clean_balanced_accuracy", "clean_auc", "clean_eer")}
-    if data.masks is None or jax.eval_shape(forward, to_float(data.images[:1])).mask is None:
+    if data.masks is None or not has_mask(forward, data.images.shape[1]):
         return found
     overlap = mask_overlap(forward, data.images[fakes], data.masks[fakes], compute)
     return found | {"clean_mask_iou": metrics.average(overlap, data.groups[fakes])}
+
+
+def has_mask(forward: Forward, size: int) -> bool:
+    """Whether a network fed size x size images shows a mask."""
+    return jax.eval_shape(forward, jax.ShapeDtypeStruct((1, size, size, 3), np.float32)).mask is not None
 
 
 def mask_overlap(forward: Forward, images: np.ndarray, true: np.ndarray, compute: Compute) -> np.ndarray:

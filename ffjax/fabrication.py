@@ -322,12 +322,4 @@ def as_json(cells: Sequence[Cell], found: Mapping[str, Any], victim: Victim, **m
     tuned = {name: getattr(victim, name) for name in ("threshold", "confidence", "least")}
     told = [{**cell._asdict(), "weight": None if cell.weight == ALONE else cell.weight} for cell in cells]
     named = [{"name": cell.name, **one, **found[cell.name]} for cell, one in zip(cells, told, strict=True)]
-    return _plain({"tuned": tuned, "cells": named, **more})
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Estimate):
-        return metrics.plain({"": value})[""]
-    if isinstance(value, Mapping):
-        return {key: _plain(one) for key, one in value.items()}
-    return [_plain(one) for one in value] if isinstance(value, list) else value
+    return metrics.plain({"tuned": tuned, "cells": named, **more})

@@ -8,17 +8,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ffjax import crossed, imagequality
-from ffjax.data.codecs import to_float
+from ffjax import crossed
 from ffjax.metrics import Estimate
-from ffjax.transfer import COMPETENT, Sheet, competence
+from ffjax.transfer import Sheet
 
 LADDER = ("gd_uap", "gd_uap_range", "gd_uap_data")
 """Rungs, each of which shall reach above the one below: nothing, noise with the range of photographs, images."""
 LABELLED = ("uap_pgd", "to_real")
 """With images and their labels: what a universal perturbation can do there, as a measure of the rungs."""
-MASKED = ("joint",)
-"""More for a detector with a mask: fakes called real, and nothing shown forged."""
 CALIBRATION = 20.0
 """Points over noise that the first rung shall reach on a network where GD-UAP is known to work (ours)."""
 MEASURES = {
@@ -74,11 +71,6 @@ def rungs(sheet: Sheet, target: str, said: Mapping[str, Said]) -> list[dict[str,
     return found
 
 
-def competent(sheet: Sheet, target: str) -> bool:
-    """Whether the target tells the set's clean images apart well enough to be broken (transfer.COMPETENT)."""
-    return competence(sheet, target)["clean_auc"].value >= COMPETENT
-
-
 def verdict(gains: Sequence[Estimate | None]) -> str:
     """'held in 3 of 4: +12 to +80 points over noise', of gains with their intervals; None: no claim can be made."""
     known = [g for g in gains if g is not None]
@@ -88,10 +80,3 @@ def verdict(gains: Sequence[Estimate | None]) -> str:
     low, high = (100 * f(g.value for g in known) for f in (min, max))
     word = "held" if held == len(known) else "not held" if held == 0 else "held in part"
     return f"{word}: more than noise by a whole interval in {held} of {len(known)}; {low:+.0f} to {high:+.0f} points"
-
-
-def quality(images: np.ndarray, perturbed: np.ndarray) -> dict[str, float]:
-    """Medians of PSNR (dB) and SSIM of perturbed (N, H, W, 3) in [0, 1] against images (N, H, W, 3) uint8."""
-    clean = to_float(images)
-    found = {"psnr": imagequality.psnr(clean, perturbed), "ssim": imagequality.ssim(clean, perturbed)}
-    return {name: float(np.median(values)) for name, values in found.items()}

@@ -6,16 +6,17 @@ from typing import Any
 import numpy as np
 
 from ffjax import crossed, evaluate, huang, study, transfer
-from ffjax.data import sets
 from ffjax.data.codecs import STORAGE
 from ffjax.engine import Compute
+from ffjax.evaluate import Condition
 from ffjax.huang import Said
-from ffjax.metrics import Estimate
+from ffjax.masks import iou
 from ffjax.run import Run
 from ffjax.transfer import CLEAN, Cell, Sheet
 from ffjax.types import ImageSet
 from ffjax.uap import Source
 from ffjax.universal import UapConfig
+from ffjax.universal.shapes import kind
 
 NOISE = "noise"
 """The method of the cells that hold all draws of sign noise."""
@@ -31,17 +32,18 @@ def scored(
     """TARGET|STORAGE -> (P, N) margins; and of a target with a mask, where the set has true ones, iou|TARGET|STORAGE
     and area|TARGET|STORAGE, (P, N)."""
     found: dict[str, list[np.ndarray]] = {}
+    true = np.zeros(0) if data.masks is None else data.masks
+    masked = {name for name, one in networks.items() if len(true) and evaluate.has_mask(one.forward, true.shape[1])}
     for images in shown:
         for storage in ("float", *stored):
             seen = STORAGE[storage](images)
             for name, one in networks.items():
                 key = f"{name}|{storage}"
                 found.setdefault(key, []).append(evaluate.margins(one.forward, seen, compute))
-                if data.masks is not None and study.has_mask(one, data.images.shape[1]):
-                    overlap = evaluate.mask_overlap(one.forward, seen, data.masks, compute)
-                    area = evaluate.forged(one.forward, seen, compute).mean(axis=(1, 2))
-                    found.setdefault(f"iou|{key}", []).append(overlap)
-                    found.setdefault(f"area|{key}", []).append(area)
+                if name in masked:
+                    forged = evaluate.forged(one.forward, seen, compute)
+                    found.setdefault(f"iou|{key}", []).append(iou(forged, true > 0))
+                    found.setdefault(f"area|{key}", []).append(forged.mean(axis=(1, 2)))
     return {key: np.stack(values).astype(np.float32) for key, values in found.items()}
 
 
@@ -57,7 +59,7 @@ def measured(
     for name, data in tests.items():
         clean, noise = (transfer.read(transfer.path(folder, Cell(name, "", kind))) for kind in (CLEAN, NOISE))
         sheet = Sheet(data.labels, data.groups, {key: values[0] for key, values in clean.items()}, [])
-        able = {target: huang.competent(sheet, target) for target in networks}
+        able = {target: transfer.competent(sheet, target) for target in networks}
         rungs: dict[str, dict[str, Said]] = {}
         for cell in [c for c in every if c.data == name and c.source]:
             scores = transfer.read(transfer.path(folder, cell))
@@ -95,20 +97,7 @@ def _masks(sheet: Sheet, cell: Cell, scores: dict, noise: dict, clean: dict) -> 
 
 
 def quality(folder: Run, config: UapConfig, cell: Cell, data: ImageSet) -> dict[str, Any]:
-    """PSNR and SSIM of the first seed's pattern on 40 images spread over the set."""
-    few = sets.taken(data, np.linspace(0, len(data.labels) - 1, min(40, len(data.labels))).astype(int))
+    """study.quality of the first seed's pattern."""
     delta = np.load(folder / f"patterns/{cell.name}/patterns.npy")[0]
-    shown = transfer.universally(few, delta, config)
-    place = {"data": cell.data, "source": cell.source, "method": cell.method}
-    return place | huang.quality(few.images, shown)
-
-
-def plain(value: Any) -> Any:
-    """For JSON: estimates as objects, NaN as null."""
-    if isinstance(value, Estimate):
-        return {k: None if v != v else v for k, v in value._asdict().items()}
-    if isinstance(value, dict):
-        return {k: plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(v) for v in value]
-    return value.tolist() if isinstance(value, np.ndarray) else value
+    seen = Condition(cell.name, "uap", "", delta, shape=kind(config))
+    return {"source": cell.source, "method": cell.method} | study.quality(cell.data, data, seen)

@@ -10,7 +10,7 @@ person or photograph are not independent, so whole groups are drawn, with replac
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -129,9 +129,16 @@ def _exact_where_alike(values: np.ndarray, groups: np.ndarray, least: float, fou
     return found._replace(low=low, high=high)
 
 
-def plain(found: Mapping[str, Estimate]) -> dict[str, dict[str, float | None]]:
-    """For JSON, which has no NaN: what is undefined is null."""
-    return {name: {k: None if v != v else v for k, v in e._asdict().items()} for name, e in found.items()}
+def plain(value: Any) -> Any:
+    """For JSON, which has no NaN and no arrays: estimates wherever they stand in dicts, lists and tuples, what is
+    undefined of them null."""
+    if isinstance(value, Estimate):
+        return {k: None if v != v else v for k, v in value._asdict().items()}
+    if isinstance(value, Mapping):
+        return {k: plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    return value.tolist() if isinstance(value, np.ndarray) else value
 
 
 def percent(e: Estimate) -> str:

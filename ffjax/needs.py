@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ffjax import metrics, run, transfer
+from ffjax import metrics, transfer
 from ffjax.engine import Compute
 from ffjax.errors import InputError
 from ffjax.evaluate import margins
@@ -35,7 +35,6 @@ def curves(
     the fakes called rightly, those called real. images: numbers of fakes; those beyond what `train` has are left out.
     Selection goes by `held`. noise: the same for sign noise. InputError if the source calls no fake rightly."""
     fakes = (test.labels == 1) & (margins(source.forward, test.images, compute) > 0)
-
     if not fakes.any():
         raise InputError(f"{source.name}: calls no fake of the test split rightly, so none can be turned")
     counts = [count for count in IMAGES if count <= int(train.labels.sum())]
@@ -47,17 +46,15 @@ def curves(
     def tried(**fields: Any) -> dict[str, float | None]:
         cfg = replace(config, **fields)
         place = folder / f"needs/{source.name}-{'-'.join(f'{k}{v}' for k, v in fields.items())}/pattern.npy"
-        if not place.exists():
-            deltas, scores = transfer.patterns(place.parent / "snapshots", cfg, [source], size, compute, train, held)
-            run.save_array(place, deltas[np.argmax(scores)])
+        delta = transfer.pattern(place, cfg, [source], size, compute, train, held)
         tell()
-        return _plain(rate(np.load(place)))
+        return metrics.plain(rate(delta))
 
     eps = config.eps[0] / 255
     return {
         "images": {"tried": counts, "rates": [tried(images=count) for count in counts]},
         "steps": {"tried": list(STEPS), "rates": [tried(steps=count, check=max(1, count // 5)) for count in STEPS]},
-        "noise": _plain(rate(transfer.noise((size, size, 3), 0, eps))),
+        "noise": metrics.plain(rate(transfer.noise((size, size, 3), 0, eps))),
         "fakes": int(fakes.sum()),
     }
 
@@ -65,7 +62,3 @@ def curves(
 def runs() -> int:
     """How many perturbations `curves` makes."""
     return len(IMAGES) + len(STEPS)
-
-
-def _plain(e: Estimate) -> dict[str, float | None]:
-    return metrics.plain({"rate": e})["rate"]

@@ -3,7 +3,6 @@ what it was made and what was seen on the way. Who reads it checks every figure 
 
 No date and no path stands in a card: the same run writes the same bytes."""
 
-import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -19,8 +18,9 @@ import numpy as np
 from ffjax import riders, run, uap
 from ffjax.detectors import Loaded
 from ffjax.errors import InputError
+from ffjax.study import digest, sha256
 from ffjax.types import ImageSet
-from ffjax.universal import UapConfig
+from ffjax.universal import UapConfig, shapes
 from ffjax.universal.patterns import Patterns
 
 SLACK: Mapping[str, float] = MappingProxyType({"additive": 1e-5, "filter": 2e-5})
@@ -92,7 +92,7 @@ def cards_of(
             array,
             Card(
                 name,
-                kind="filter" if config.shape == "filter" else "additive",
+                kind=shapes.kind(config),
                 size=array.shape,
                 norm=config.norm,
                 eps=eps,
@@ -111,7 +111,7 @@ def cards_of(
 
 def maker(loaded: Loaded) -> Maker:
     """A detector as the card names it."""
-    return Maker(loaded.name, loaded.meta["arch"], sha256(jax.tree.leaves(loaded.variables))[:16])
+    return Maker(loaded.name, loaded.meta["arch"], digest(jax.tree.leaves(loaded.variables)))
 
 
 def seen(config: UapConfig, name: str, train: ImageSet | None, validation: ImageSet | None) -> tuple[Seen, ...]:
@@ -129,14 +129,6 @@ def seen(config: UapConfig, name: str, train: ImageSet | None, validation: Image
             asked = config if split == "train" else replace(config, images=None)
             found.append(Seen(name, split, len(riders.of_side(asked, data).labels)))
     return tuple(found) or (Seen("none"),)
-
-
-def sha256(arrays: Sequence) -> str:
-    """Of shapes, types and bytes; its first 16 digits are study.digest."""
-    found = hashlib.sha256()
-    for array in map(np.asarray, arrays):
-        found.update(f"{array.shape} {array.dtype}".encode() + np.ascontiguousarray(array).tobytes())
-    return found.hexdigest()
 
 
 def printed(eps: float, norm: str) -> str:

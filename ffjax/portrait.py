@@ -10,7 +10,7 @@ import numpy as np
 from ffjax import anatomy, anatomy_figures, run
 from ffjax.data import sets
 from ffjax.engine import Compute
-from ffjax.huang_cells import plain
+from ffjax.metrics import plain
 from ffjax.types import ImageSet
 from ffjax.uap import Source
 

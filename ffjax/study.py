@@ -42,11 +42,6 @@ def networks(loaded: Sequence[Loaded], size: int) -> dict[str, Source]:
     }
 
 
-def has_mask(source: Source, size: int) -> bool:
-    """Whether a detector fed size x size images shows a mask."""
-    return jax.eval_shape(source.forward, jax.ShapeDtypeStruct((1, size, size, 3), np.float32)).mask is not None
-
-
 def save_networks(folder: Run, loaded: Sequence[Loaded]) -> list[str]:
     """networks.json: architecture, image size and every option of each detector. Returns a warning for each that runs
     with a quirk of its release: such a network may have dead gradients, or rows that depend on their place."""
@@ -87,11 +82,16 @@ def _content(data: ImageSet) -> list[np.ndarray]:
 
 
 def digest(arrays: Sequence) -> str:
+    """The first 16 digits of `sha256`."""
+    return sha256(arrays)[:16]
+
+
+def sha256(arrays: Sequence) -> str:
     """Of shapes, types and bytes."""
     found = hashlib.sha256()
     for array in map(np.asarray, arrays):
         found.update(f"{array.shape} {array.dtype}".encode() + np.ascontiguousarray(array).tobytes())
-    return found.hexdigest()[:16]
+    return found.hexdigest()
 
 
 def logger(folder: Run, tell: Tell) -> Callable[[int, UapInfo], None]:
@@ -228,7 +228,7 @@ def results(
         "fixed": json.loads((folder / "fixed.json").read_text()),
         "cells": [row for name in tests for row in summary.cells(tables[name], held[name], rows)],
         "claims": [row for name in tests for row in summary.claims(tables[name], rows)],
-        "quality": [_quality(name, data, c) for name, data in tests.items() for c in _stored(rows, refit)],
+        "quality": [quality(name, data, c) for name, data in tests.items() for c in _stored(rows, refit)],
         "activations": [_activation(source, first, c, compute) for source in sources for c in seen],
         "environment": environment() | {"seconds_this_start": round(time.monotonic() - began, 1)},
     }
@@ -270,7 +270,7 @@ def _stored(rows: Sequence[Condition], refit: Sequence[Condition]) -> list[Condi
     return [c for c in rows if c.storage != "float" or c.name in shown]
 
 
-def _quality(name: str, data: ImageSet, condition: Condition, most: int = 40) -> dict:
+def quality(name: str, data: ImageSet, condition: Condition, most: int = 40) -> dict:
     """Median PSNR (dB) and SSIM over `most` images spread over the set, against the images as they were."""
     rows = np.linspace(0, len(data.labels) - 1, min(most, len(data.labels))).astype(int)
     clean, seen = to_float(data.images[rows]), evaluate.shown(data.images[rows], condition)

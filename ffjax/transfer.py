@@ -21,12 +21,13 @@ from ffjax.evaluate import Condition, margins, shown
 from ffjax.individual import batch_of
 from ffjax.metrics import Estimate
 from ffjax.run import Run
-from ffjax.types import Forward, ImageSet, UapInfo
+from ffjax.summary import DIRECTIONS
+from ffjax.types import Forward, ImageSet
 from ffjax.uap import Source
 from ffjax.universal import METHODS, UapConfig
 from ffjax.universal.fixed import sign_noise
 from ffjax.universal.patterns import lay_out
-from ffjax.universal.shapes import Size
+from ffjax.universal.shapes import Size, kind
 
 COMPETENT = 0.75
 """Clean AUC of a target on a set below which its wrong verdicts are no success of anybody's."""
@@ -67,11 +68,15 @@ def says(forward: Forward, compute: Compute) -> Says:
     return lambda images: margins(forward, images, compute)
 
 
-def cells(data: Sequence[str], sources: Sequence[str], methods: Sequence[str], noises: int) -> list[Cell]:
-    """All there are: clean and noise draws first, since every other is read beside them."""
+def baselines(data: Sequence[str], noises: int) -> list[Cell]:
+    """The clean cells and the noise draws, beside which all others are read."""
     found = [Cell(name, "", CLEAN) for name in data]
-    found += [Cell(name, "", f"noise{n}") for name in data for n in range(noises)]
-    return found + [Cell(name, s, m) for m in methods for s in sources for name in data]
+    return found + [Cell(name, "", f"noise{n}") for name in data for n in range(noises)]
+
+
+def cells(data: Sequence[str], sources: Sequence[str], methods: Sequence[str]) -> list[Cell]:
+    """Every source and method on every set."""
+    return [Cell(name, source, method) for method in methods for source in sources for name in data]
 
 
 def check_methods(methods: Sequence[str]) -> None:
@@ -93,18 +98,33 @@ def patterns(
     size: int,
     compute: Compute,
     train: ImageSet | None,
-    held: ImageSet,
-    watch: Callable[[int, UapInfo], None] = lambda done, infos: None,
+    held: ImageSet | None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The universal patterns of a method for sources, one a seed, (S, ...), and their own scores (S,), by which one is
     chosen; made in `folder` as far as they are not yet."""
     laid = lay_out(config, [(source.name, source.layers) for source in sources])
     shots = snapshots(folder)
     try:
-        state = uap.make(config, laid, sources, (size, size, 3), compute, shots, watch, train, held)
+        state = uap.make(config, laid, sources, (size, size, 3), compute, shots, lambda done, infos: None, train, held)
     finally:
         shots.close()
     return np.asarray(state.best), np.asarray(state.best_score)
+
+
+def pattern(
+    place: Path,
+    config: UapConfig,
+    sources: Sequence[Source],
+    size: int,
+    compute: Compute,
+    train: ImageSet | None,
+    held: ImageSet,
+) -> np.ndarray:
+    """The one of `patterns` with the highest score of its own: made once, and kept as the file `place`."""
+    if not place.exists():
+        deltas, scores = patterns(place.parent / "snapshots", config, sources, size, compute, train, held)
+        run.save_array(place, deltas[np.argmax(scores)])
+    return np.load(place)
 
 
 class Workshop(NamedTuple):
@@ -135,12 +155,9 @@ def perturbed(shop: Workshop, cell: Cell, data: ImageSet) -> np.ndarray:
     config = shop.configs[cell.method]
     if joined:
         config = replace(config, join=cell.source.removeprefix(TOGETHER))  # pyright: ignore[reportArgumentType]
-    place = shop.folder / f"patterns/{cell.name}/pattern.npy"
-    if not place.exists():
-        snapshots, size = place.parent / "snapshots", data.images.shape[1]
-        deltas, scores = patterns(snapshots, config, made_on, size, shop.compute, shop.train, shop.held)
-        run.save_array(place, deltas[np.argmax(scores)])
-    return universally(data, np.load(place), config)
+    place, size = shop.folder / f"patterns/{cell.name}/pattern.npy", data.images.shape[1]
+    delta = pattern(place, config, made_on, size, shop.compute, shop.train, shop.held)
+    return universally(data, delta, config)
 
 
 def individually(name: str, source: Source, data: ImageSet, eps: float, compute: Compute) -> np.ndarray:
@@ -157,8 +174,7 @@ def individually(name: str, source: Source, data: ImageSet, eps: float, compute:
 
 def universally(data: ImageSet, delta: np.ndarray, config: UapConfig) -> np.ndarray:
     """(N, H, W, 3) float32: the pattern on every image."""
-    shape = "filter" if config.shape == "filter" else "additive"
-    return shown(data.images, Condition("", "uap", "", delta, shape=shape))
+    return shown(data.images, Condition("", "uap", "", delta, shape=kind(config)))
 
 
 def noisy(data: ImageSet, draw: int, eps: float) -> np.ndarray:
@@ -194,11 +210,11 @@ class Sheet(NamedTuple):
     noise: Sequence[Mapping[str, np.ndarray]]
 
 
-def competence(sheet: Sheet, target: str) -> dict[str, Estimate]:
-    """Of a target on the clean images in float: metrics.summary's clean_ entries."""
+def competent(sheet: Sheet, target: str) -> bool:
+    """Whether the target tells the set's clean images apart well enough to be broken (COMPETENT)."""
     said = sheet.clean[f"{target}|float"]
     every = metrics.summary(metrics.Scores(sheet.labels, sheet.groups, said, said))
-    return {name: every[name] for name in ("clean_auc", "clean_balanced_accuracy")}
+    return every["clean_auc"].value >= COMPETENT
 
 
 def told(sheet: Sheet, target: str, storage: str, said: np.ndarray) -> Told:
@@ -209,8 +225,8 @@ def told(sheet: Sheet, target: str, storage: str, said: np.ndarray) -> Told:
     # each image's chance to be wrong under noise of the bound: its draws' mean
     chance = np.mean([(one[key] > 0) != fake for one in sheet.noise], axis=0) if sheet.noise else np.zeros(len(fake))
     rates, over = {}, {}
-    for direction, side in directions(sheet.labels).items():
-        rows = right & side
+    for direction, label in DIRECTIONS.items():
+        rows = right & (sheet.labels == label)
         if not rows.any():
             continue
         groups = sheet.groups[rows]
@@ -220,29 +236,21 @@ def told(sheet: Sheet, target: str, storage: str, said: np.ndarray) -> Told:
     return Told(rates, over, metrics.gain(change, sheet.groups))
 
 
-def directions(labels: np.ndarray) -> dict[str, np.ndarray]:
-    """Direction -> (N,) bool, the images that can go that way."""
-    return {"fake_called_real": labels == 1, "real_called_fake": labels == 0}
-
-
 def entries(
     folder: Run, data: Mapping[str, ImageSet], every: Sequence[Cell], targets: Sequence[str], stored: Sequence[str]
 ) -> Iterator[dict[str, Any]]:
     """One entry a (cell, target, storage), with its own clean and noise rows among them, ready for results.json."""
     sheets = {name: sheet(folder, one, name, every) for name, one in data.items()}
-    able = {(name, t): competence(one, t)["clean_auc"].value for name, one in sheets.items() for t in targets}
+    able = {(name, target): competent(one, target) for name, one in sheets.items() for target in targets}
     for cell in every:
         said = read(path(folder, cell))
         for target in targets:
             for storage in ("float", *stored):
                 found = told(sheets[cell.data], target, storage, said[f"{target}|{storage}"])
-                auc = able[cell.data, target]
                 yield {
                     "data": cell.data, "source": cell.source, "method": cell.method, "target": target,
-                    "storage": storage, "competent": auc is not None and auc >= COMPETENT,
-                    "rates": metrics.plain(found.rates), "over_noise": metrics.plain(found.over_noise),
-                    "shift": metrics.plain({"shift": found.shift})["shift"],
-                }  # fmt: skip
+                    "storage": storage, "competent": able[cell.data, target],
+                } | metrics.plain(found._asdict())  # fmt: skip
 
 
 def sheet(folder: Run, data: ImageSet, name: str, every: Sequence[Cell]) -> Sheet:

@@ -16,6 +16,7 @@ from ffjax.types import Array, Forward, ImageSet, UapInfo, UapState
 from ffjax.universal import UapConfig, universal
 from ffjax.universal.patterns import Patterns
 from ffjax.universal.shapes import Size
+from ffjax.universal.shapes import kind as kind_of
 from ffjax.universal.shapes import shape as shape_of
 
 
@@ -95,7 +96,7 @@ def conditions(
 ) -> list[Condition]:
     """What each image set is shown as: clean, sign noise and every pattern in float; and clean, the first noise and
     each group's chosen pattern through every storage in `stored`."""
-    look, size, kind = shape_of(config), deltas.shape[1:], "filter" if config.shape == "filter" else "additive"
+    look, size, kind = shape_of(config), deltas.shape[1:], kind_of(config)
     rows = [Condition(f"clean-{s}", "clean", "", None, s) for s in ("float", *stored)]
     for k in chosen(patterns, scores):
         group, eps = patterns.groups[k], float(patterns.eps[k])

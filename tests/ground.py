@@ -41,3 +41,9 @@ def pictures(folder: Path, count: int, splits: Sequence[str]) -> Path:
     with (folder / "labels.csv").open("w", newline="") as file:
         csv.writer(file).writerows([("file", "label", "split"), *rows])
     return folder
+
+
+def studied(folder: Path, count: int, networks: int) -> Path:
+    """`lay`, and `pictures` with all three splits in `folder`/set."""
+    pictures(lay(folder, 2, networks) / "set", count, ("train", "validation", "test"))
+    return folder

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import toys
 from driven import drive
-from ground import lay, pictures
+from ground import studied
 
 from benchmarks import universal as bench
 from ffjax.engine import Compute
@@ -17,9 +17,7 @@ from ffjax.universal import named
 
 @pytest.fixture(scope="module")
 def ground(tmp_path_factory) -> Path:
-    folder = lay(tmp_path_factory.mktemp("ground"), 2, 2)
-    pictures(folder / "set", 60, ("train", "validation", "test"))
-    return folder
+    return studied(tmp_path_factory.mktemp("ground"), 60, 2)
 
 
 @pytest.mark.slow

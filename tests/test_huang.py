@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import toys
 
-from ffjax import crossed, huang
+from ffjax import crossed, huang, study, transfer
+from ffjax.evaluate import Condition
 from ffjax.huang import Said
 from ffjax.metrics import Estimate
 from ffjax.transfer import Sheet
@@ -98,13 +99,14 @@ def test_the_words_follow_the_intervals():
 
 
 def test_only_who_tells_clean_images_apart_can_be_broken():
-    assert huang.competent(sheet(), "t")
+    assert transfer.competent(sheet(), "t")
     rng = np.random.default_rng(0)
-    assert not huang.competent(sheet()._replace(clean={"t|float": rng.normal(size=N).astype(np.float32)}), "t")
+    assert not transfer.competent(sheet()._replace(clean={"t|float": rng.normal(size=N).astype(np.float32)}), "t")
 
 
 def test_quality_is_that_of_the_images():
     data = toys.images(10)
-    same = huang.quality(data.images, data.images / np.float32(255))
-    noisy = huang.quality(data.images, np.clip(data.images / np.float32(255) + 0.1, 0, 1))
-    assert same["ssim"] == pytest.approx(1) and noisy["ssim"] < 1 and 15 < noisy["psnr"] < 25
+    pattern = np.full(toys.SHAPE, 0.1, np.float32)
+    same, noisy = (study.quality("toys", data, Condition("c", "uap", "", v)) for v in (None, pattern))
+    assert same["ssim"] == pytest.approx(1) and same["psnr"] is None
+    assert noisy["ssim"] < 1 and 15 < noisy["psnr"] < 25 and noisy["n"] == 10

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from driven import drive, refusal
-from ground import lay, pictures
+from ground import studied
 
 from experiments import huang_uap as driver
 from ffjax import huang_cells, transfer
@@ -14,9 +14,7 @@ from ffjax import huang_cells, transfer
 
 @pytest.fixture(scope="module")
 def ground(tmp_path_factory) -> Path:
-    folder = lay(tmp_path_factory.mktemp("ground"), 2, 2)
-    pictures(folder / "set", 60, ("train", "validation", "test"))
-    return folder
+    return studied(tmp_path_factory.mktemp("ground"), 60, 2)
 
 
 def words(ground: Path, out: Path, *more: str) -> list[str]:

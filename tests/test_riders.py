@@ -7,13 +7,7 @@ import toys
 
 from ffjax import riders
 from ffjax.errors import InputError
-from ffjax.types import ImageSet
 from ffjax.universal import UapConfig, carriers, named
-
-
-def masked(count: int = 20) -> ImageSet:
-    masks = 255 * np.random.default_rng(0).integers(0, 2, (count, toys.SIZE, toys.SIZE), dtype=np.uint8)
-    return toys.images(count)._replace(masks=masks)
 
 
 def test_noise_carriers_are_images_of_the_stated_statistics():
@@ -51,11 +45,11 @@ def test_the_aim_is_written_into_the_labels():
 
 def test_the_wanted_mask_is_nothing_everything_or_the_opposite():
     for mask in ("erase", "fill", "invert"):
-        batch = riders.at_step(named("joint", side="both", mask=mask), toys.SHAPE, masked())(0)
-        true = masked().masks[np.asarray(batch.ids)] / 255
+        batch = riders.at_step(named("joint", side="both", mask=mask), toys.SHAPE, toys.masked())(0)
+        true = toys.masked().masks[np.asarray(batch.ids)] / 255
         expected = {"erase": 0 * true, "fill": 0 * true + 1, "invert": 1 - true}[mask]
         assert np.array_equal(batch.wanted, expected) and batch.masks is None
-    assert riders.at_step(named("uap_pgd"), toys.SHAPE, masked())(0).wanted is None
+    assert riders.at_step(named("uap_pgd"), toys.SHAPE, toys.masked())(0).wanted is None
 
 
 def test_deepfool_keeps_a_batch_for_all_its_linearisations():

@@ -20,7 +20,7 @@ def sheet(noise=()) -> Sheet:
 
 
 def test_cells_are_baselines_first_then_every_pair():
-    every = transfer.cells(("a", "b"), ("one", "two"), ("gd_uap",), 2)
+    every = transfer.baselines(("a", "b"), 2) + transfer.cells(("a", "b"), ("one", "two"), ("gd_uap",))
     assert every[:2] == [Cell("a", "", "clean"), Cell("b", "", "clean")]
     assert [c.method for c in every[2:6]] == ["noise0", "noise1", "noise0", "noise1"]
     assert len(every) == 2 + 4 + 4 == len(set(every)) and every[-1] == Cell("b", "two", "gd_uap")
@@ -58,7 +58,7 @@ def laid(folder) -> transfer_table.Tensor:
     kept, data = run.Run(folder), toys.images(40)
     rng = np.random.default_rng(0)
     able = np.where(data.labels == 1, 1.0, -1.0).astype(np.float32) * rng.uniform(0.5, 1.5, 40).astype(np.float32)
-    every = transfer.cells(("a",), ("one", "two"), ("gd_uap",), 1)
+    every = transfer.baselines(("a",), 1) + transfer.cells(("a",), ("one", "two"), ("gd_uap",))
     for cell in every:
         turned = cell.source == "one"
         scores = {

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import toys
 from driven import drive, refusal
-from ground import lay, pictures
+from ground import studied
 
 from experiments import uap_search
 from ffjax import anatomy_figures, needs, run
@@ -19,9 +19,7 @@ from ffjax.universal import named
 
 @pytest.fixture(scope="module")
 def ground(tmp_path_factory) -> Path:
-    folder = lay(tmp_path_factory.mktemp("ground"), 2, 1)
-    pictures(folder / "set", 40, ("train", "validation", "test"))
-    return folder
+    return studied(tmp_path_factory.mktemp("ground"), 40, 1)
 
 
 def words(ground: Path, out: Path, *more: str) -> list[str]:

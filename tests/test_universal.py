@@ -62,15 +62,9 @@ def of_row(row) -> UapConfig:
     return config(statistic=statistic, aggregation=aggregation, mode=mode, rule=rule, norm=norm)
 
 
-def masked(count: int = 20, seed: int = 0) -> ImageSet:
-    """As toys.images, with masks."""
-    masks = 255 * np.random.default_rng(seed).integers(0, 2, (count, toys.SIZE, toys.SIZE), dtype=np.uint8)
-    return toys.images(count, seed)._replace(masks=masks)
-
-
 def ridden(cfg: UapConfig) -> Batch:
     """Carriers of the shape the mode has; fixed, so that the objective can be followed."""
-    return riders.at_step(cfg, toys.SHAPE, masked())(0)
+    return riders.at_step(cfg, toys.SHAPE, toys.masked())(0)
 
 
 def followed(cfg: UapConfig, forwards=(SOURCE.forward,), laid=None, steps=None):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import toys
-from test_universal import Interrupted, followed, inside, killed_at, made, masked
+from test_universal import Interrupted, followed, inside, killed_at, made
 
 from ffjax import riders
 from ffjax.engine import Compute
@@ -75,10 +75,10 @@ def test_eps_zero_changes_no_image(name):
 def test_killed_anywhere_every_method_ends_bit_equal(name, tmp_path):
     cfg = quick(name)
     sources = (source_for(cfg),)
-    whole = made(cfg, tmp_path / "whole", sources=sources, train=masked(), validation=masked())
+    whole = made(cfg, tmp_path / "whole", sources=sources, train=toys.masked(), validation=toys.masked())
     with pytest.raises(Interrupted):
-        made(cfg, tmp_path / "cut", watch=killed_at(8), sources=sources, train=masked(), validation=masked())
-    resumed = made(cfg, tmp_path / "cut", sources=sources, train=masked(), validation=masked())
+        made(cfg, tmp_path / "cut", watch=killed_at(8), sources=sources, train=toys.masked(), validation=toys.masked())
+    resumed = made(cfg, tmp_path / "cut", sources=sources, train=toys.masked(), validation=toys.masked())
     for a, b in zip(jax.tree.leaves(resumed), jax.tree.leaves(whole), strict=True):
         assert np.array_equal(a, b)
 
@@ -92,7 +92,7 @@ def test_a_smaller_microbatch_climbs_the_same_gradient(name, tmp_path):
         cfg = quick(name, steps=1, rule="adam")
         state = made(
             cfg, tmp_path / str(batch), compute, watch=lambda d, i, infos=infos: infos.append(i),
-            train=masked(), validation=masked(),
+            train=toys.masked(), validation=toys.masked(),
         )  # fmt: skip
         seen[batch] = infos[0].objective[0], state.optimiser[0].mu
     np.testing.assert_allclose(seen[64][0], seen[8][0], rtol=1e-5)
@@ -107,7 +107,7 @@ def test_what_happens_on_the_way_is_an_images_own(name, tmp_path):
     def first(batch: int, seeds: tuple[int, ...]) -> np.ndarray:
         infos, compute = [], Compute(chunk=1, devices=1, batch=batch)
         cfg, folder = quick(name, steps=1, seeds=seeds), tmp_path / f"{batch}-{len(seeds)}"
-        made(cfg, folder, compute, watch=lambda d, i: infos.append(i), train=masked(), validation=masked())
+        made(cfg, folder, compute, watch=lambda d, i: infos.append(i), train=toys.masked(), validation=toys.masked())
         return infos[0].objective[0]
 
     whole = first(64, (0, 1, 2))
@@ -136,7 +136,7 @@ def test_a_method_is_compiled_once_for_all_seeds_bounds_and_numbers_of_images():
 
 
 def batch(count: int = 8) -> Batch:
-    return jax.tree.map(jnp.asarray, riders.batch_of(masked(), np.arange(count)))._replace(masks=None)
+    return jax.tree.map(jnp.asarray, riders.batch_of(toys.masked(), np.arange(count)))._replace(masks=None)
 
 
 def test_the_clipped_loss_stops_pulling():
@@ -179,7 +179,7 @@ def test_the_slope_is_the_gradient_of_the_joined_value(join):
 def test_aggregation_sums_the_gradients_along_the_trial():
     """Restated step by step: small batches in order, the trial moved by a sign step after each."""
     cfg = named("sga", seeds=(0,), steps=1, inner=4)
-    look, what, data = shape(cfg), measure(cfg), riders.at_step(cfg, toys.SHAPE, masked())(0)
+    look, what, data = shape(cfg), measure(cfg), riders.at_step(cfg, toys.SHAPE, toys.masked())(0)
     laid = lay_out(cfg, [("toy", toys.LAYERS)])
     state = universal(cfg).init(laid.keys, laid.eps, toys.SHAPE)
     plain = steepest(shower(look, (), clipped=True), what, JOINS["average"])
@@ -200,7 +200,7 @@ def test_deepfool_turns_a_linear_detectors_image_with_the_least_step():
     w = toys.LINEAR.init(jax.random.key(0))["params"]["w"]
     cfg = named("deepfool", seeds=(0,), steps=1, inner=1, eps=(20.0,), norm="l2", images=1, side="fakes")
     laid = lay_out(cfg, [("linear", ("image",))])
-    data = riders.at_step(cfg, toys.SHAPE, masked())(0)
+    data = riders.at_step(cfg, toys.SHAPE, toys.masked())(0)
     data = data._replace(images=0.5 * jnp.ones_like(data.images) + 0.01 * w[None])
     state = universal(cfg).init(laid.keys, laid.eps, toys.SHAPE)
     state = state._replace(delta=jnp.zeros_like(state.delta))

@@ -82,5 +82,11 @@ def images(count: int = 20, seed: int = 0) -> ImageSet:
     )
 
 
+def masked(count: int = 20, seed: int = 0) -> ImageSet:
+    """As images, with masks."""
+    masks = 255 * np.random.default_rng(seed).integers(0, 2, (count, SIZE, SIZE), dtype=np.uint8)
+    return images(count, seed)._replace(masks=masks)
+
+
 def _conv(x: Array, kernel: Array) -> Array:
     return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))

@@ -59,13 +59,12 @@ def regional(norm: str, *, inside: bool) -> Shape:
     of it lies in the region."""
     ball = balls.BALLS[norm]
 
-    def cut(v: Array) -> Array:
+    def region(v: Array) -> np.ndarray:
         where = face(v.shape[0], v.shape[1])
-        return v * jnp.asarray(where if inside else ~where)[:, :, None]
+        return where if inside else ~where
 
-    def where_share(height: int, width: int) -> float:
-        share = float(face(height, width).mean())
-        return share if inside else 1 - share
+    def cut(v: Array) -> Array:
+        return v * jnp.asarray(region(v))[:, :, None]
 
     def noise(key: Array, eps: Array, size: Size) -> Array:
         return _grown(cut(sign_noise(key, size, eps, norm)), eps, norm)
@@ -75,7 +74,7 @@ def regional(norm: str, *, inside: bool) -> Shape:
         noise=noise,
         project=lambda v, eps: ball(eps).project(cut(v)),
         # of the region's components: the others never are
-        at_bound=lambda v, eps: ball(eps).at_bound(v) / where_share(v.shape[0], v.shape[1]),
+        at_bound=lambda v, eps: ball(eps).at_bound(v) / float(region(v).mean()),
         show=_added,
     )
 
@@ -135,6 +134,11 @@ def filtered(side: int) -> Shape:
         at_bound=lambda v, eps: jnp.float32(0),
         show=show,
     )
+
+
+def kind(config: UapConfig) -> str:
+    """What `shown` calls a config's shape."""
+    return "filter" if config.shape == "filter" else "additive"
 
 
 def shown(kind: str, parameters: Array, images: Array) -> Array:
