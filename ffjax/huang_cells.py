@@ -32,15 +32,15 @@ def scored(
     """TARGET|STORAGE -> (P, N) margins; and of a target with a mask, where the set has true ones, iou|TARGET|STORAGE
     and area|TARGET|STORAGE, (P, N)."""
     found: dict[str, list[np.ndarray]] = {}
-    true = np.zeros(0) if data.masks is None else data.masks
-    masked = {name for name, one in networks.items() if len(true) and evaluate.has_mask(one.forward, true.shape[1])}
+    size, true = data.images.shape[1], data.masks
+    masked = {name for name, one in networks.items() if evaluate.has_mask(one.forward, size)}
     for images in shown:
         for storage in ("float", *stored):
             seen = STORAGE[storage](images)
             for name, one in networks.items():
                 key = f"{name}|{storage}"
                 found.setdefault(key, []).append(evaluate.margins(one.forward, seen, compute))
-                if name in masked:
+                if true is not None and name in masked:
                     forged = evaluate.forged(one.forward, seen, compute)
                     found.setdefault(f"iou|{key}", []).append(iou(forged, true > 0))
                     found.setdefault(f"area|{key}", []).append(forged.mean(axis=(1, 2)))
