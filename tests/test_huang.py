@@ -1,14 +1,16 @@
 """The first paper's claims as comparisons: means over patterns and images, rungs, and the words under the tables."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import toys
 
-from ffjax import crossed, huang, study, transfer
+from ffjax import crossed, huang, huang_cells, masks, study, transfer
+from ffjax.engine import Compute
 from ffjax.evaluate import Condition
 from ffjax.huang import Said
 from ffjax.metrics import Estimate
-from ffjax.transfer import Sheet
+from ffjax.transfer import Cell, Sheet
 
 N = 40
 LABELS = (np.arange(N) % 2).astype(np.int32)
@@ -110,3 +112,24 @@ def test_quality_is_that_of_the_images():
     same, noisy = (study.quality("toys", data, Condition("c", "uap", "", v)) for v in (None, pattern))
     assert same["ssim"] == pytest.approx(1) and same["psnr"] is None
     assert noisy["ssim"] < 1 and 15 < noisy["psnr"] < 25 and noisy["n"] == 10
+
+
+def test_masks_are_measured_against_the_true_ones_on_fakes_called_rightly():
+    """By hand, on a detector with a mask: clean, a pattern and noise."""
+    source, data, compute = toys.two_headed(), toys.masked(), Compute(devices=1)
+    clean = data.images / np.float32(255)
+    found = huang_cells.scored([clean, 1 - clean], {"two": source}, data, (), compute)
+    says = [np.asarray(source.forward(jnp.asarray(x)).mask) > 0 for x in (clean, 1 - clean)]
+    expected = [masks.iou(one, data.masks > 0) for one in says]
+    np.testing.assert_allclose(found["iou|two|float"], expected, rtol=1e-6)
+    np.testing.assert_allclose(found["area|two|float"], [one.mean(axis=(1, 2)) for one in says], rtol=1e-6)
+    assert 0 < np.mean(expected) < 1
+    own = sheet()._replace(labels=data.labels, groups=data.groups, clean={"two|float": found["two|float"][0]})
+    rows = (data.labels == 1) & (found["two|float"][0] > 0)
+    cell = Cell("a", "two", "joint")
+    told, area = huang_cells._masks(own, cell, {k: v[1:] for k, v in found.items()}, found, found)
+    assert told["measure"] == "IoU with the true mask" and told["found"]["rate"].n == rows.sum() > 0
+    assert told["found"]["rate"].value == pytest.approx(expected[1][rows].mean())
+    assert area["found"]["rate"].value == pytest.approx(says[1][rows].mean())
+    without = huang_cells.scored([clean], {"toy": toys.source()}, data, (), compute)
+    assert set(without) == {"toy|float"}

@@ -29,19 +29,8 @@ def quick(name: str, **fields):
     return named(name, **({"seeds": SEEDS, "steps": 12, "check": 4} | fields))
 
 
-def two_headed() -> Source:
-    """The toy with a mask: its second activation, summed over channels, enlarged."""
-
-    def apply(variables, images) -> Outputs:
-        said = toys.TOY.apply(variables, images)
-        small = jnp.sum(said.acts["conv2"], axis=3) - 3.0
-        return said._replace(mask=jax.image.resize(small, images.shape[:3], "linear"))
-
-    return Source("two", jax.tree_util.Partial(apply, toys.TOY.init(jax.random.key(0))), toys.LAYERS)
-
-
 def source_for(cfg) -> Source:
-    return two_headed() if cfg.mask != "leave" else toys.source()
+    return toys.two_headed() if cfg.mask != "leave" else toys.source()
 
 
 @pytest.mark.parametrize("name", METHODS)

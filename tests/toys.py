@@ -70,6 +70,17 @@ def source(seed: int = 0) -> Source:
     return Source(f"toy{seed}", forward(seed), LAYERS)
 
 
+def two_headed() -> Source:
+    """The toy with a mask: its second activation, summed over channels, enlarged."""
+
+    def apply(variables, images) -> Outputs:
+        said = TOY.apply(variables, images)
+        small = jnp.sum(said.acts["conv2"], axis=3) - 3.0
+        return said._replace(mask=jax.image.resize(small, images.shape[:3], "linear"))
+
+    return Source("two", jax.tree_util.Partial(apply, TOY.init(jax.random.key(0))), LAYERS)
+
+
 def images(count: int = 20, seed: int = 0) -> ImageSet:
     """Random pictures, classes and identities alternating."""
     rng = np.random.default_rng(seed)
