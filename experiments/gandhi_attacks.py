@@ -1,10 +1,10 @@
 """The second paper's attack table (Gandhi and Jain 2020): VGG-16 and ResNet-18, FGSM and Carlini-Wagner L2, white box
 and by transfer, fakes towards real, with the published figures beside ours.
 
-    python -m experiments.gandhi_attacks --vgg VGG.safetensors --resnet RESNET.safetensors
+    python -m experiments.gandhi_attacks --vgg vgg16-a0 --resnet resnet18-a0
 
-Without weights the two are trained first, as experiments.train_detector does, in OUT/vgg16 and OUT/resnet18. Every cell
-has a ledger in OUT/cells; killed and started again the run goes on inside the attack it was at. Expected: no fake
+attacks the shipped two. Without weights they are trained first, as experiments.train_detector does, in OUT/vgg16 and
+OUT/resnet18. Every cell has a ledger in OUT/cells; killed and started again the run goes on inside the attack it was at. Expected: no fake
 survives a white-box attack at moderate kappa; the published transfer (FGSM 9 to 21 %, Carlini-Wagner 5 to 27 % of the
 fakes still called fake) is of other data, size and training. Cost: 0.02 to 0.03 s a gradient on 2 CPU cores and some
 650 gradients an image and kappa, so about 4 hours in all (40 minutes with --images 16), and some 15 at the paper's own
@@ -35,12 +35,12 @@ PAPER = Setting()
 class Config:
     """Which networks, which data, how many fakes."""
 
-    vgg: Path | None = None
-    """Weights of VGG-16; trained first if none are given."""
-    resnet: Path | None = None
-    """Weights of ResNet-18, likewise."""
+    vgg: str | None = None
+    """Weights of VGG-16, a file or a shipped name (vgg16-a0); trained first if none are given."""
+    resnet: str | None = None
+    """Weights of ResNet-18, likewise (resnet18-a0)."""
     full: bool = False
-    """Train VGG-16 at the paper's width (134 million numbers: for a GPU)."""
+    """Train both at the paper's width (134 and 11 million numbers: for a GPU)."""
     epochs: int | None = None
     """Of both trainings; 6 for VGG-16 and 8 for ResNet-18 by default."""
     data: str = "a"
@@ -109,12 +109,15 @@ def main(cfg: Config) -> None:
     gandhi_table.show(console, clean, entries, costs, setting, wanting, told)
 
 
-def _files(cfg: Config) -> Mapping[str, Path | None]:
+def _files(cfg: Config) -> Mapping[str, str | None]:
     return {"vgg16": cfg.vgg, "resnet18": cfg.resnet}
 
 
-def _load(name: str, file: Path) -> Loaded:
-    return detectors.load(f"{name}:{file}")._replace(name=name)
+def _load(name: str, weights: str | Path) -> Loaded:
+    loaded = detectors.load(str(weights) if weights in detectors.shipped() else f"{name}:{weights}")
+    if loaded.meta["arch"] != name:
+        raise InputError(f"{weights}: weights of {loaded.meta['arch']}, not of {name}")
+    return loaded._replace(name=name)
 
 
 def _trained(cfg: Config, name: str) -> Path:

@@ -45,11 +45,14 @@ class Recipe(NamedTuple):
 
 RECIPES = {
     "vgg16": Recipe(("width=16", "hidden=128", "norm=batch", "pooled=1"), 0.0, 5e-4, 6),
+    "resnet18": Recipe(("width=16",), None, 1e-3, 16),
+}
+"""The two networks, from random weights, at a quarter of the paper's width; vgg16-a0 and resnet18-a0 are made so."""
+FULL_WIDTH = {
+    "vgg16": Recipe(("norm=batch",), None, 1e-4, 6),
     "resnet18": Recipe((), None, 3e-4, 8),
 }
-"""The two networks, from random weights. VGG-16 has a quarter of the paper's width; ResNet-18 is as wide as there."""
-FULL_WIDTH = RECIPES | {"vgg16": Recipe(("norm=batch",), None, 1e-4, 6)}
-"""VGG-16 as torchvision's vgg16_bn. Nobody has trained it so here: rate and epochs are a guess."""
+"""As wide as there. Nobody has trained VGG-16 so here: its rate and epochs are a guess."""
 
 
 class Setting(NamedTuple):

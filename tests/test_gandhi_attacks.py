@@ -127,6 +127,7 @@ def test_without_weights_it_trains_its_own_and_goes_on_from_them(ground, tmp_pat
         (["--inner", "0"], "inner: must be at least 1, got 0"),
         (["--vgg", "nowhere.safetensors"], "nowhere.safetensors"),
         (["--resnet", "{ground}/vgg16.safetensors"], "holds weights of vgg16, not of resnet18"),
+        (["--vgg", "meso4-a0"], "meso4-a0: weights of meso4, not of vgg16"),
         (["--data", "nowhere"], "nowhere"),
     ],
 )

@@ -174,7 +174,9 @@ def cosines(side: int, count: int) -> np.ndarray:
 
 
 def _added(v: Array, images: Array) -> Array:
-    return images[:, None] + v[None]
+    # not v[None]: the derivative of a product is a product, which XLA sums over images ten times as fast on CPU
+    spread = jnp.einsum("b,s...->bs...", jnp.ones(len(images)), v, precision="highest")
+    return images[:, None] + spread
 
 
 def _grown(v: Array, eps: Array, norm: str) -> Array:
