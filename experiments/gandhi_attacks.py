@@ -4,11 +4,10 @@ and by transfer, fakes towards real, with the published figures beside ours.
     python -m experiments.gandhi_attacks --vgg vgg16-a0 --resnet resnet18-a0
 
 attacks the shipped two. Without weights they are trained first, as experiments.train_detector does, in OUT/vgg16 and
-OUT/resnet18. Every cell has a ledger in OUT/cells; killed and started again the run goes on inside the attack it was at. Expected: no fake
-survives a white-box attack at moderate kappa; the published transfer (FGSM 9 to 21 %, Carlini-Wagner 5 to 27 % of the
-fakes still called fake) is of other data, size and training. Cost: 0.02 to 0.03 s a gradient on 2 CPU cores and some
-650 gradients an image and kappa, so about 4 hours in all (40 minutes with --images 16), and some 15 at the paper's own
---inner 1000. Result: OUT/results.json
+OUT/resnet18. Every cell has a ledger in OUT/cells; killed and started again the run goes on inside the attack it was
+at. Expected: no fake survives a white-box attack at moderate kappa; the published transfer (FGSM 9 to 21 %,
+Carlini-Wagner 5 to 27 % of the fakes still called fake) is of other data, size and training. Cost: COST. Result:
+OUT/results.json
 """
 
 from collections.abc import Mapping

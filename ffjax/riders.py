@@ -64,11 +64,9 @@ def of_side(config: UapConfig, data: ImageSet) -> ImageSet:
 
 def asked(config: UapConfig, batch: Batch) -> Batch:
     """The batch with what is wanted of it: labels such that the wrong verdict is the one aimed at, wanted masks."""
-    labels = {"wrong": batch.labels, "real": jnp.ones_like(batch.labels), "fake": jnp.zeros_like(batch.labels)}
-    wanted = None
-    if config.mask != "leave":
-        wanted = _mask(config, batch)
-    return jax.tree.map(jnp.asarray, batch._replace(labels=labels[config.aim], masks=None, wanted=wanted))
+    labels = batch.labels if config.aim == "wrong" else jnp.full_like(batch.labels, config.aim == "real")
+    wanted = None if config.mask == "leave" else _mask(config, batch)
+    return jax.tree.map(jnp.asarray, batch._replace(labels=labels, masks=None, wanted=wanted))
 
 
 def _mask(config: UapConfig, batch: Batch) -> Array:

@@ -17,10 +17,17 @@ from ffjax.balls import BALLS, TINY, l2
 from ffjax.types import Array, AttackResult, Batch, Forward, Goal, Process
 
 SEEK, HALVE, TURN, STEP = range(4)
-"""Phases: noise until an image reaches the goal; halving between it and the clean one; then what each attack does."""
+"""Phases: images of nothing until one reaches the goal; halving between it and the clean one; then what each attack
+does."""
+
+FLAT = 3
+"""First the image's mean colour everywhere, black, and white: detectors take what is smooth for one class."""
 
 BLOCKS = 5
-"""Noise of single pixels, then of blocks of 2, 4, 8 and 16, and over again: detectors take fine noise for one class."""
+"""Then noise, which they take for the other: of single pixels, of blocks of 2, 4, 8 and 16, ..."""
+
+FAINTER = 4
+"""... and all that again with the image shining through by 1/2, 3/4 and 7/8."""
 
 FINEST = 2.0**-20
 """Finer differences are lost in float32 images."""
@@ -70,8 +77,8 @@ def boundary(
     still reached, that is the next x. Both lengths follow their success, `pace` up and down, so that half of the steps
     along the sphere succeed and a quarter of those inwards (where the paper adapts them once in many steps).
 
-    x comes from noise: at most `tries` images, `halvings` of the way to the clean one. A row whose noise never reaches
-    the goal fails, with the clean image; none is farther than its noise.
+    x comes from flat colours and noise: at most `tries` images, `halvings` of the way to the clean one. A row for which
+    none of these reaches the goal fails, with the clean image; none ends farther than where it began.
     """
 
     def memory(clean: Array) -> tuple[Between, Array, Array]:
@@ -127,8 +134,8 @@ def hop_skip_jump(
         at most.
       back to the boundary: halvings towards the clean image to gamma / (d sqrt(d)) of the way (gamma / d^2 in l_inf).
 
-    The first x comes from noise, at most `tries` images. A row whose noise never reaches the goal fails, with the clean
-    image; none is farther than its noise.
+    The first x comes from flat colours and noise, at most `tries` images. A row for which none of these reaches the
+    goal fails, with the clean image; none ends farther than where it began.
     """
     size, blend = BALLS[norm](1.0).norm, {"l2": straight, "linf": boxed}[norm]
 
@@ -267,16 +274,25 @@ def _answered(
     end = halve & ended(low, high, count)
     at = jnp.where(found, asked.image, jnp.where(end, blend(asked.clean, way.at, high), way.at))
     phase = jnp.where(found, HALVE, jnp.where(end, TURN, way.phase))
-    # the first question, before any noise, was the clean image
+    # the first question of all was the clean image
     return Between(phase, jnp.where(found | end, 0, count), at, low, high), seek & ~found & (count > tries)
 
 
 def _asking(asked: Asked, way: Between, blend: Callable[[Array, Array, Array], Array]) -> Array:
-    """The next question while seeking, noise, or halving."""
-    block = 2 ** (jnp.maximum(way.count - 1, 0) % BLOCKS)
+    """The next question while seeking or halving."""
+    between = blend(asked.clean, way.at, (way.low + way.high) / 2)
+    return jnp.where(way.phase == SEEK, _far(asked, jnp.maximum(way.count - 1, 0)), between)
+
+
+def _far(asked: Asked, k: Array) -> Array:
+    """The k-th image to begin at."""
+    mean = jnp.mean(asked.clean, axis=(0, 1), keepdims=True)
+    flat = jnp.select([k == 0, k == 1], [mean, jnp.zeros_like(mean)], jnp.ones_like(mean))
+    n = jnp.maximum(k - FLAT, 0)
+    block, share = 2 ** (n % BLOCKS), 2.0 ** -(n // BLOCKS % FAINTER)
     rows, columns = (jnp.arange(side) // block for side in asked.clean.shape[:2])
-    noise = asked.draw[rows][:, columns]
-    return jnp.where(way.phase == SEEK, noise, blend(asked.clean, way.at, (way.low + way.high) / 2))
+    noise = straight(asked.clean, asked.draw[rows][:, columns], share)
+    return jnp.where(k < FLAT, flat, noise)
 
 
 def _along_sphere(asked: Asked, at: Array, spread: Array) -> Array:

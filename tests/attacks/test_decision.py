@@ -63,8 +63,8 @@ def test_more_queries_never_take_it_farther(name, norm):
 
 
 @EVERY
-def test_a_row_that_no_noise_moves_gives_up_with_the_clean_image(name, norm):
-    """PEERS.md 4a, 1. The first question is the clean image, then come 25 of noise."""
+def test_a_row_that_nothing_moves_gives_up_with_the_clean_image(name, norm):
+    """PEERS.md 4a, 1. The first question is the clean image, then come 25 flat and noisy ones."""
     batch = interior.batch(MARGINS)._replace(labels=np.arange(16, dtype=np.int32) % 2)
     result = attacked(name, norm, 60, forward=NEVER, batch=batch)
     wrong = batch.labels == 0  # called fake as it is: nothing is left to do
@@ -173,16 +173,23 @@ def test_hop_skip_jump_follows_the_published_estimate(norm):
         np.testing.assert_allclose(followed[clear], (far * way)[clear], atol=2e-3 * far)
 
 
-def test_noise_comes_in_blocks_of_every_size():
-    """While seeking: single pixels, then squares of 2, 4, 8 and 16, over again."""
+def test_it_begins_at_flat_colours_then_noise_of_every_size_then_fainter():
+    """Mean, black, white; single pixels, then squares of 2, 4, 8 and 16; the image shining through by 0, 1/2, 3/4, 7/8."""
     batch = interior.batch(MARGINS)._replace(labels=np.ones(16, np.int32))
     run = process("boundary", "l2", 60)
     state = jax.jit(run.init)(NEVER, batch, jnp.zeros(16), jnp.zeros(16, jnp.uint32))
     step = jax.jit(run.step)
-    for i in range(12):
+    flat = [batch.images.mean(axis=(1, 2), keepdims=True), 0.0, 1.0]
+    for i in range(24):
         state = step(jnp.int32(i), state, NEVER)
-        side, blocks = 2 ** (i % 5), np.asarray(state.own[0])
+        asked = np.asarray(state.own[0])
+        if i < 3:
+            np.testing.assert_allclose(asked, np.broadcast_to(flat[i], asked.shape), atol=1e-6)
+            continue
+        side, share = 2 ** ((i - 3) % 5), 0.5 ** ((i - 3) // 5 % 4)
+        blocks = batch.images + (asked - batch.images) / share
         whole = np.repeat(np.repeat(blocks[:, ::side, ::side], side, 1), side, 2)[:, :12, :12]
-        np.testing.assert_array_equal(blocks, whole)
+        np.testing.assert_allclose(blocks, whole, atol=1e-6 / share)
+        assert blocks.min() > -1e-5 and blocks.max() < 1 + 1e-5
         assert np.ptp(blocks, axis=0).min() > 0  # each row its own
         assert side == 16 or np.ptp(blocks, axis=1).min() > 0
