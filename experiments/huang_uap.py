@@ -29,14 +29,13 @@ from ffjax import (
     transfer,
 )
 from ffjax.data import sets
-from ffjax.data.codecs import Stored, to_float
+from ffjax.data.codecs import Stored
 from ffjax.engine import Compute
 from ffjax.errors import InputError
-from ffjax.huang_cells import NOISE
 from ffjax.metrics import plain
 from ffjax.progress import stage, step
 from ffjax.run import Run
-from ffjax.transfer import CLEAN, Cell
+from ffjax.transfer import Cell, Workshop
 from ffjax.types import ImageSet
 from ffjax.uap import Source
 from ffjax.universal import METHODS, UapConfig, named
@@ -103,16 +102,16 @@ def main(cfg: Config) -> None:
     for warning in study.save_networks(folder, loaded):
         console.print(f"[yellow]warning:[/] {warning}", highlight=False)
 
-    every = [Cell(name, "", CLEAN) for name in tests] + [Cell(name, "", NOISE) for name in tests]
+    every = transfer.baselines(list(tests))
     every += [Cell(d, s.name, m) for s in sources for m in cfg.methods for d in tests if _fits(configs[m], s, cfg.size)]
+    shop = Workshop(folder, networks, sources, configs, cfg.eps / 255, cfg.noises, cfg.compute, train, held)
     with stage(console, "cells", len(every), "cells") as tell:
         for k, cell in enumerate(every, start=1):
             if not transfer.path(folder, cell).exists():
-                shown = _shown(cfg, folder, networks, configs, train, held, cell, tests[cell.data])
-                run.save_arrays(
-                    transfer.path(folder, cell),
-                    huang_cells.scored(shown, networks, tests[cell.data], cfg.stored, cfg.compute),
-                )
+                data = tests[cell.data]
+                shown = transfer.perturbed(shop, cell, data)
+                scores = huang_cells.scored(shown, networks, data, cfg.stored, cfg.compute)
+                run.save_arrays(transfer.path(folder, cell), scores)
             tell(k, f"{cell.data} {cell.name}")
     with step(console, "intervals"):
         rows, ladder, masks = huang_cells.measured(folder, tests, every, networks, cfg.stored)
@@ -160,39 +159,11 @@ def _fits(config: UapConfig, source: Source, size: int) -> bool:
     return config.mask == "leave" or evaluate.has_mask(source.forward, size)
 
 
-def _made(cfg: Config, folder: Run, source: Source, method: str) -> Path:
-    return folder / f"patterns/{source.name}--{method}/patterns.npy"
-
-
-def _shown(
-    cfg: Config,
-    folder: Run,
-    networks: dict[str, Source],
-    configs: dict[str, UapConfig],
-    train: ImageSet | None,
-    held: ImageSet,
-    cell: Cell,
-    data: ImageSet,
-) -> list[np.ndarray]:
-    """The set's images under every pattern, or draw, of the cell."""
-    if cell.method == CLEAN:
-        return [to_float(data.images)]
-    if not cell.source:
-        return [transfer.noisy(data, draw, cfg.eps / 255) for draw in range(cfg.noises)]
-    source, config = networks[cell.source], configs[cell.method]
-    place = _made(cfg, folder, source, cell.method)
-    if not place.exists():
-        snapshots = place.parent / "snapshots"
-        deltas, _ = transfer.patterns(snapshots, config, [source], cfg.size, cfg.compute, train, held)
-        run.save_array(place, deltas)
-    return [transfer.universally(data, delta, config) for delta in np.load(place)]
-
-
 def _anatomy(cfg: Config, folder: Run, source: Source, data: ImageSet) -> None:
     """Why it works, in figures: the first seed of every additive method beside noise."""
     patterns = {"noise": transfer.noise((cfg.size, cfg.size, 3), 0, cfg.eps / 255)}
     for method in cfg.methods:
-        place = _made(cfg, folder, source, method)
+        place = transfer.place(folder, Cell("", source.name, method))
         if place.exists() and METHODS[method].get("shape", "additive") != "filter":
             patterns[f"uap {method}"] = np.load(place)[0]
     portrait.draw((folder / f"figures/{source.name}/anatomy.json").parent, source, data, patterns, cfg.compute)

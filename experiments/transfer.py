@@ -53,14 +53,16 @@ class Config:
     """Test images per class and set, at most."""
     validation: int = 40
     """Validation images per class, at most, by which patterns are selected."""
-    noises: int = 2
+    noises: int = 3
     """Draws of sign noise."""
     stored: tuple[Stored, ...] = ("png", "jpeg75")
     """How images are also stored, besides in float."""
-    seeds: tuple[int, ...] = (0, 1, 2)
-    """Starts of each universal pattern; its own score chooses one."""
+    seeds: tuple[int, ...] = (0, 1)
+    """Starts of each universal pattern; all of them are shown."""
     size: int = 128
     """Image side in pixels; every detector resizes to its own."""
+    made: int | None = None
+    """Image side at which universal patterns are made, to be resized to --size; --size itself by default."""
     out: Path = Path("runs/transfer")
     compute: Compute = field(default_factory=Compute)
 
@@ -71,17 +73,17 @@ def main(cfg: Config) -> None:
     console.print(f"ffjax: transfer of {', '.join(cfg.methods)} from {len(cfg.sources)} detectors -> {cfg.out}")
     _check(cfg)
     loaded = [detectors.load(spec) for spec in (*cfg.sources, *cfg.others)]
-    networks = study.networks(loaded, cfg.size)
-    sources = [networks[one.name] for one in loaded[: len(cfg.sources)]]
+    networks, made = study.networks(loaded, cfg.size), cfg.made or cfg.size
+    sources = list(study.networks(loaded[: len(cfg.sources)], made).values())
     configs = {name: _config(cfg, name) for name in cfg.methods if name in METHODS}
-    maskless = [s.name for s in sources if not evaluate.has_mask(s.forward, cfg.size)]
+    maskless = [s.name for s in sources if not evaluate.has_mask(s.forward, made)]
     if maskless and any(c.mask != "leave" for c in configs.values()):
         raise InputError(f"{maskless[0]}: has no mask, which a method asked for is after")
-    trains = cfg.classical or any(c.mode == "with_data" for c in configs.values())
     with step(console, "loading images (the embedded sets are generated at first use)"):
         tests = sets.load_all(cfg.data, "test", cfg.size, cfg.images)
-        held = sets.load(cfg.data[0], "validation", cfg.size, cfg.validation)
-        train = sets.load(cfg.data[0], "train", cfg.size) if trains else None
+        held = sets.load(cfg.data[0], "validation", made, cfg.validation)
+        with_data = any(c.mode == "with_data" for c in configs.values())
+        train = sets.load(cfg.data[0], "train", made) if with_data or cfg.classical else None
     folder = run.open_run(cfg.out, cfg)
     seen = {"test": tests, "validation": {cfg.data[0]: held}} | ({"train": {cfg.data[0]: train}} if train else {})
     study.check_inputs(folder, networks, seen, _settings(cfg, configs))
@@ -91,13 +93,13 @@ def main(cfg: Config) -> None:
     targets |= _classical(cfg, console, train, held)
 
     joined = [f"{TOGETHER}{join}" for join in cfg.together]
-    every = transfer.baselines(list(tests), cfg.noises)
+    every = transfer.baselines(list(tests))
     every += transfer.cells(list(tests), [s.name for s in sources], cfg.methods)
     every += transfer.cells(list(tests), joined, [name for name in cfg.methods if name in METHODS])
     missing = [cell for cell in every if not transfer.path(folder, cell).exists()]
     with stage(console, "cells", len(every), "cells") as tell:
         tell(len(every) - len(missing))
-        shop = Workshop(folder, networks, sources, configs, cfg.eps / 255, cfg.compute, train, held)
+        shop = Workshop(folder, networks, sources, configs, cfg.eps / 255, cfg.noises, cfg.compute, train, held)
         for k, cell in enumerate(missing, start=len(every) - len(missing) + 1):
             scores = transfer.score(transfer.perturbed(shop, cell, tests[cell.data]), targets, cfg.stored)
             run.save_arrays(transfer.path(folder, cell), scores)
@@ -115,8 +117,8 @@ def _check(cfg: Config) -> None:
     transfer.check_methods(cfg.methods)
     if not cfg.sources:
         raise InputError("sources: name at least one detector")
-    for name in ("images", "validation", "noises", "size"):
-        if getattr(cfg, name) < 1:
+    for name in ("images", "validation", "noises", "size", "made"):
+        if getattr(cfg, name) is not None and getattr(cfg, name) < 1:
             raise InputError(f"{name}: must be at least 1, got {getattr(cfg, name)}")
     if cfg.together and len(cfg.sources) < 2:
         raise InputError("together: needs at least two sources")
@@ -148,7 +150,11 @@ def _settings(cfg: Config, configs: dict[str, UapConfig]) -> dict[str, str]:
 
 
 def _classical(cfg: Config, console: Console, train: ImageSet | None, held: ImageSet) -> dict[str, Says]:
-    found = {}
+    """Fitted at --size; train, held: as patterns are made with."""
+    found: dict[str, Says] = {}
+    if cfg.classical and cfg.made not in (None, cfg.size):
+        train = sets.load(cfg.data[0], "train", cfg.size)
+        held = sets.load(cfg.data[0], "validation", cfg.size, cfg.validation)
     for name in cfg.classical:
         assert train is not None
         with step(console, f"fitting {name}"):

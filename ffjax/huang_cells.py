@@ -1,29 +1,26 @@
 """The cells of a study of Huang et al.'s claims: what is kept of each, and what they amount to, row by row."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from ffjax import crossed, evaluate, huang, study, transfer
-from ffjax.data.codecs import STORAGE
+from ffjax.data.codecs import STORAGE, to_float
 from ffjax.engine import Compute
 from ffjax.evaluate import Condition
 from ffjax.huang import Said
 from ffjax.masks import iou
 from ffjax.run import Run
-from ffjax.transfer import CLEAN, Cell, Sheet
+from ffjax.transfer import Cell, Sheet
 from ffjax.types import ImageSet
 from ffjax.uap import Source
 from ffjax.universal import UapConfig
 from ffjax.universal.shapes import kind
 
-NOISE = "noise"
-"""The method of the cells that hold all draws of sign noise."""
-
 
 def scored(
-    shown: Sequence[np.ndarray],
+    shown: Iterable[np.ndarray],
     networks: Mapping[str, Source],
     data: ImageSet,
     stored: Sequence[str],
@@ -36,7 +33,7 @@ def scored(
     masked = {name for name, one in networks.items() if evaluate.has_mask(one.forward, size)}
     for images in shown:
         for storage in ("float", *stored):
-            seen = STORAGE[storage](images)
+            seen = STORAGE[storage](to_float(images) if images.dtype == np.uint8 else images)
             for name, one in networks.items():
                 key = f"{name}|{storage}"
                 found.setdefault(key, []).append(evaluate.margins(one.forward, seen, compute))
@@ -57,15 +54,14 @@ def measured(
     """Rows of verdicts, of rungs and of masks, as huang_tables.show takes them."""
     rows, ladder, masks = [], [], []
     for name, data in tests.items():
-        clean, noise = (transfer.read(transfer.path(folder, Cell(name, "", kind))) for kind in (CLEAN, NOISE))
-        sheet = Sheet(data.labels, data.groups, {key: values[0] for key, values in clean.items()}, [])
+        sheet = transfer.sheet(folder, data, name)
         able = {target: transfer.competent(sheet, target) for target in networks}
         rungs: dict[str, dict[str, Said]] = {}
         for cell in [c for c in every if c.data == name and c.source]:
             scores = transfer.read(transfer.path(folder, cell))
             for target in networks:
                 for storage in ("float", *stored):
-                    said = Said(scores[f"{target}|{storage}"], noise[f"{target}|{storage}"])
+                    said = Said(scores[f"{target}|{storage}"], sheet.noise[f"{target}|{storage}"])
                     place = {"data": name, "source": cell.source, "method": cell.method, "target": target}
                     place |= {"storage": storage, "competent": able[target]}
                     rows += [
@@ -74,14 +70,14 @@ def measured(
                     ]
                     if target == cell.source and storage == "float":
                         rungs.setdefault(cell.source, {})[cell.method] = said
-            masks += [row | {"competent": able[cell.source]} for row in _masks(sheet, cell, scores, noise, clean)]
+            masks += [row | {"competent": able[cell.source]} for row in _masks(sheet, cell, scores)]
         for source, said in rungs.items():
             place = {"data": name, "source": source, "competent": able[source]}
             ladder += [place | rung for rung in huang.rungs(sheet, source, said)]
     return rows, ladder, masks
 
 
-def _masks(sheet: Sheet, cell: Cell, scores: dict, noise: dict, clean: dict) -> list[dict]:
+def _masks(sheet: Sheet, cell: Cell, scores: Mapping[str, np.ndarray]) -> list[dict]:
     """IoU with the true mask and area shown forged, on fakes that the source calls rightly clean."""
     key = f"{cell.source}|float"
     rows = (sheet.labels == 1) & (sheet.clean[key] > 0)
@@ -89,7 +85,8 @@ def _masks(sheet: Sheet, cell: Cell, scores: dict, noise: dict, clean: dict) -> 
         return []
     found, groups = [], sheet.groups[rows]
     for measure, name in (("iou", "IoU with the true mask"), ("area", "area shown forged")):
-        values, draws, before = (one[f"{measure}|{key}"][:, rows] for one in (scores, noise, clean))
+        values, draws = (one[f"{measure}|{key}"][:, rows] for one in (scores, sheet.noise))
+        before = sheet.clean[f"{measure}|{key}"][None, rows]
         told = {"rate": crossed.mean(values, groups), "noise": crossed.mean(draws, groups)}
         told |= {"clean": crossed.mean(before, groups), "over_noise": crossed.difference(values, draws, groups)}
         found.append({"data": cell.data, "source": cell.source, "method": cell.method, "measure": name, "found": told})
@@ -98,6 +95,6 @@ def _masks(sheet: Sheet, cell: Cell, scores: dict, noise: dict, clean: dict) -> 
 
 def quality(folder: Run, config: UapConfig, cell: Cell, data: ImageSet) -> dict[str, Any]:
     """study.quality of the first seed's pattern."""
-    delta = np.load(folder / f"patterns/{cell.name}/patterns.npy")[0]
+    delta = np.load(transfer.place(folder, cell))[0]
     seen = Condition(cell.name, "uap", "", delta, shape=kind(config))
     return {"source": cell.source, "method": cell.method} | study.quality(cell.data, data, seen)

@@ -1,17 +1,18 @@
 """How far a break carries: what perturbations made on one detector do to others, on sets and in files of all kinds.
 
-A cell is (data set, source, method): the images of the set, perturbed for that source; every target says of them what
-they are, in every storage. Margins are kept, so that tables are made anew without a detector.
+A cell is (data set, source, method): the images of the set, perturbed for that source, once with every seed; every
+target says of them what they are, in every storage. Margins are kept, so that tables are made anew without a detector.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
-from ffjax import attempts, goals, metrics, run, uap
+from ffjax import attempts, crossed, goals, metrics, run, uap
 from ffjax.attacks import ATTACKS
 from ffjax.checkpoint import snapshots
 from ffjax.data.codecs import STORAGE, to_float
@@ -27,11 +28,12 @@ from ffjax.uap import Source
 from ffjax.universal import METHODS, UapConfig
 from ffjax.universal.fixed import sign_noise
 from ffjax.universal.patterns import lay_out
-from ffjax.universal.shapes import Size, kind
+from ffjax.universal.shapes import Size, kind, resized
 
 COMPETENT = 0.75
 """Clean AUC of a target on a set below which its wrong verdicts are no success of anybody's."""
 CLEAN = "clean"
+NOISE = "noise"
 TOGETHER = "all-"
 """Begins the name of a row that is made on all sources at once, before the way they are joined."""
 Says = Callable[[np.ndarray], np.ndarray]
@@ -54,8 +56,9 @@ class Told(NamedTuple):
     """What one target says of one cell in one storage, of the images it calls rightly as they are.
 
     rates: direction (fake_called_real, real_called_fake) -> the share now called wrongly. over_noise: the same minus
-    sign noise's mean, paired by image. shift: mean change of being called fake over all images, in [-1, 1]: what
-    is left to say where the target is not competent.
+    sign noise's, on the same images. shift: mean change of being called fake over all images, in [-1, 1]: what is left
+    to say where the target is not competent. All are means over pattern seeds and noise draws; their intervals are over
+    identities, seeds and draws.
     """
 
     rates: Mapping[str, Estimate]
@@ -68,10 +71,9 @@ def says(forward: Forward, compute: Compute) -> Says:
     return lambda images: margins(forward, images, compute)
 
 
-def baselines(data: Sequence[str], noises: int) -> list[Cell]:
-    """The clean cells and the noise draws, beside which all others are read."""
-    found = [Cell(name, "", CLEAN) for name in data]
-    return found + [Cell(name, "", f"noise{n}") for name in data for n in range(noises)]
+def baselines(data: Sequence[str]) -> list[Cell]:
+    """The clean cells and the noisy ones, beside which all others are read."""
+    return [Cell(name, "", method) for method in (CLEAN, NOISE) for name in data]
 
 
 def cells(data: Sequence[str], sources: Sequence[str], methods: Sequence[str]) -> list[Cell]:
@@ -112,7 +114,7 @@ def patterns(
 
 
 def pattern(
-    place: Path,
+    file: Path,
     config: UapConfig,
     sources: Sequence[Source],
     size: int,
@@ -120,44 +122,48 @@ def pattern(
     train: ImageSet | None,
     held: ImageSet,
 ) -> np.ndarray:
-    """The one of `patterns` with the highest score of its own: made once, and kept as the file `place`."""
-    if not place.exists():
-        deltas, scores = patterns(place.parent / "snapshots", config, sources, size, compute, train, held)
-        run.save_array(place, deltas[np.argmax(scores)])
-    return np.load(place)
+    """The one of `patterns` with the highest score of its own: made once, and kept as `file`."""
+    if not file.exists():
+        deltas, scores = patterns(file.parent / "snapshots", config, sources, size, compute, train, held)
+        run.save_array(file, deltas[np.argmax(scores)])
+    return np.load(file)
 
 
 class Workshop(NamedTuple):
-    """What perturbed images are made with. networks: name -> detector; sources: those that patterns are made on;
-    configs: universal method -> config; eps: in [0,1] units; train, held: what a method may see."""
+    """What perturbed images are made with. networks: name -> detector; sources: those that patterns are made on, fed
+    images of the size of held's; configs: universal method -> config; eps: in [0,1] units; noises: draws; train, held:
+    what a method may see."""
 
     folder: Run
     networks: Mapping[str, Source]
     sources: Sequence[Source]
     configs: Mapping[str, UapConfig]
     eps: float
+    noises: int
     compute: Compute
     train: ImageSet | None
     held: ImageSet
 
 
-def perturbed(shop: Workshop, cell: Cell, data: ImageSet) -> np.ndarray:
-    """(N, H, W, 3) the set's images as the cell has them: uint8 where clean, else float32. A universal pattern is made
-    once, in shop.folder/patterns."""
+def perturbed(shop: Workshop, cell: Cell, data: ImageSet) -> Iterator[np.ndarray]:
+    """(N, H, W, 3) the set's images as the cell has them, uint8 where clean, else float32: once with each seed of a
+    universal method, whose patterns are made once, in shop.folder/patterns, or each draw of noise; else once."""
     if cell.method == CLEAN:
-        return data.images
-    if not cell.source:
-        return noisy(data, int(cell.method.removeprefix("noise")), shop.eps)
-    joined = cell.source.startswith(TOGETHER)
-    made_on = shop.sources if joined else [shop.networks[cell.source]]
-    if cell.method not in METHODS:
-        return individually(cell.method, made_on[0], data, shop.eps, shop.compute)
-    config = shop.configs[cell.method]
-    if joined:
-        config = replace(config, join=cell.source.removeprefix(TOGETHER))  # pyright: ignore[reportArgumentType]
-    place, size = shop.folder / f"patterns/{cell.name}/pattern.npy", data.images.shape[1]
-    delta = pattern(place, config, made_on, size, shop.compute, shop.train, shop.held)
-    return universally(data, delta, config)
+        yield data.images
+    elif cell.method == NOISE:
+        yield from (noisy(data, draw, shop.eps) for draw in range(shop.noises))
+    elif cell.method not in METHODS:
+        yield individually(cell.method, shop.networks[cell.source], data, shop.eps, shop.compute)
+    else:
+        config, made_on = shop.configs[cell.method], [one for one in shop.sources if one.name == cell.source]
+        if cell.source.startswith(TOGETHER):
+            config, made_on = replace(config, join=cell.source.removeprefix(TOGETHER)), shop.sources  # pyright: ignore
+        file, size = place(shop.folder, cell), shop.held.images.shape[1]
+        if not file.exists():
+            made = patterns(file.parent / "snapshots", config, made_on, size, shop.compute, shop.train, shop.held)
+            run.save_array(file, made[0])
+        for delta in np.load(file):
+            yield universally(data, delta, config)
 
 
 def individually(name: str, source: Source, data: ImageSet, eps: float, compute: Compute) -> np.ndarray:
@@ -173,7 +179,8 @@ def individually(name: str, source: Source, data: ImageSet, eps: float, compute:
 
 
 def universally(data: ImageSet, delta: np.ndarray, config: UapConfig) -> np.ndarray:
-    """(N, H, W, 3) float32: the pattern on every image."""
+    """(N, H, W, 3) float32: the pattern, resized where it is of another size, on every image."""
+    delta = np.asarray(resized(kind(config), jnp.asarray(delta), *data.images.shape[1:3]))
     return shown(data.images, Condition("", "uap", "", delta, shape=kind(config)))
 
 
@@ -187,13 +194,20 @@ def noise(size: Size, draw: int, eps: float) -> np.ndarray:
     return np.asarray(sign_noise(uap.noise_key(draw), size, eps))
 
 
-def score(images: np.ndarray, targets: Mapping[str, Says], stored: Sequence[str]) -> dict[str, np.ndarray]:
-    """TARGET|STORAGE -> (N,) margins of images (N, H, W, 3) in [0, 1]; uint8 is x / 255."""
-    found = {}
-    for storage in ("float", *stored):
-        seen = STORAGE[storage](to_float(images) if images.dtype == np.uint8 else images)
-        found |= {f"{name}|{storage}": np.asarray(say(seen), np.float32) for name, say in targets.items()}
-    return found
+def score(every: Iterable[np.ndarray], targets: Mapping[str, Says], stored: Sequence[str]) -> dict[str, np.ndarray]:
+    """TARGET|STORAGE -> (P, N) margins of P times images (N, H, W, 3) in [0, 1]; uint8 is x / 255."""
+    found: dict[str, list[np.ndarray]] = {}
+    for images in every:
+        for storage in ("float", *stored):
+            seen = STORAGE[storage](to_float(images) if images.dtype == np.uint8 else images)
+            for name, say in targets.items():
+                found.setdefault(f"{name}|{storage}", []).append(np.asarray(say(seen), np.float32))
+    return {key: np.stack(margins) for key, margins in found.items()}
+
+
+def place(folder: Run, cell: Cell) -> Path:
+    """Where a cell's patterns lie, (S, ...), one a seed; alike for all sets."""
+    return folder / f"patterns/{cell.name}/patterns.npy"
 
 
 def path(folder: Run, cell: Cell) -> Path:
@@ -202,12 +216,13 @@ def path(folder: Run, cell: Cell) -> Path:
 
 
 class Sheet(NamedTuple):
-    """A set's labels and identities, and TARGET|STORAGE -> margins of its clean, noisy and perturbed images."""
+    """A set's labels and identities, and TARGET|STORAGE -> margins of its clean images (N,) and of each draw of noise
+    on them (Q, N)."""
 
     labels: np.ndarray
     groups: np.ndarray
     clean: Mapping[str, np.ndarray]
-    noise: Sequence[Mapping[str, np.ndarray]]
+    noise: Mapping[str, np.ndarray]
 
 
 def competent(sheet: Sheet, target: str) -> bool:
@@ -218,29 +233,27 @@ def competent(sheet: Sheet, target: str) -> bool:
 
 
 def told(sheet: Sheet, target: str, storage: str, said: np.ndarray) -> Told:
-    """What margins `said` (N,) of perturbed images amount to."""
+    """What margins `said` (P, N), of the images perturbed with each of P seeds, amount to."""
     fake, key = sheet.labels == 1, f"{target}|{storage}"
     right = (sheet.clean[f"{target}|float"] > 0) == fake
-    wrong = (said > 0) != fake
-    # each image's chance to be wrong under noise of the bound: its draws' mean
-    chance = np.mean([(one[key] > 0) != fake for one in sheet.noise], axis=0) if sheet.noise else np.zeros(len(fake))
+    wrong, noisy = ((margins > 0) != fake for margins in (said, sheet.noise[key]))
     rates, over = {}, {}
     for direction, label in DIRECTIONS.items():
         rows = right & (sheet.labels == label)
         if not rows.any():
             continue
         groups = sheet.groups[rows]
-        rates[direction] = metrics.share(wrong[rows].astype(float), groups)
-        over[direction] = metrics.gain(wrong[rows] - chance[rows], groups)
-    change = (said > 0).astype(float) - (sheet.clean[key] > 0)
-    return Told(rates, over, metrics.gain(change, sheet.groups))
+        rates[direction] = crossed.mean(wrong[:, rows].astype(float), groups)
+        over[direction] = crossed.difference(wrong[:, rows].astype(float), noisy[:, rows].astype(float), groups)
+    before = (sheet.clean[key] > 0).astype(float)
+    return Told(rates, over, crossed.difference((said > 0).astype(float), before[None], sheet.groups))
 
 
 def entries(
     folder: Run, data: Mapping[str, ImageSet], every: Sequence[Cell], targets: Sequence[str], stored: Sequence[str]
 ) -> Iterator[dict[str, Any]]:
     """One entry a (cell, target, storage), with its own clean and noise rows among them, ready for results.json."""
-    sheets = {name: sheet(folder, one, name, every) for name, one in data.items()}
+    sheets = {name: sheet(folder, one, name) for name, one in data.items()}
     able = {(name, target): competent(one, target) for name, one in sheets.items() for target in targets}
     for cell in every:
         said = read(path(folder, cell))
@@ -253,16 +266,13 @@ def entries(
                 } | metrics.plain(found._asdict())  # fmt: skip
 
 
-def sheet(folder: Run, data: ImageSet, name: str, every: Sequence[Cell]) -> Sheet:
+def sheet(folder: Run, data: ImageSet, name: str) -> Sheet:
     """What all cells of a set are read beside."""
-    noise = [c for c in every if c.data == name and not c.source and c.method != CLEAN]
-    clean = read(path(folder, Cell(name, "", CLEAN)))
-    return Sheet(data.labels, data.groups, clean, [read(path(folder, cell)) for cell in noise])
+    clean, noise = (read(path(folder, cell)) for cell in baselines([name]))
+    return Sheet(data.labels, data.groups, {key: said[0] for key, said in clean.items()}, noise)
 
 
 def read(file: Path) -> dict[str, np.ndarray]:
-    """A cell's margins; none if there is no file."""
-    if not file.exists():
-        return {}
+    """A cell's margins, as of `score`."""
     with np.load(file) as found:
         return dict(found)

@@ -17,7 +17,7 @@ from ffjax import figures, run, study
 from ffjax.figures import COLOURS, FAINT, INK
 from ffjax.findings import DIRECTIONS
 from ffjax.run import Run
-from ffjax.transfer import CLEAN, COMPETENT
+from ffjax.transfer import CLEAN, COMPETENT, NOISE
 
 Entry = Mapping[str, Any]
 KINDS = (
@@ -25,11 +25,11 @@ KINDS = (
     "one of several that it was made on", "none of several that it was made on",
 )  # fmt: skip
 PALETTE = "Blues"
-BASELINES = {"noise0": "sign noise", CLEAN: "clean"}
+BASELINES = {NOISE: "sign noise", CLEAN: "clean"}
 NOTE = (
-    "per cent of the images that the target calls rightly as they are, 95 % intervals over identities alone (one"
-    f" pattern, a few noise draws); ~: the target's clean AUC is below {COMPETENT}, so the change of the share called"
-    " fake, in points; *: made on this detector"
+    "per cent of the images that the target calls rightly as they are, mean over pattern seeds, 95 % intervals over"
+    f" identities, seeds and noise draws (single images: one seed); ~: the target's clean AUC is below {COMPETENT}, so"
+    " the change of the share called fake, in points; *: made on this detector"
 )
 
 

@@ -19,7 +19,7 @@ CLEAN = np.where(LABELS == 1, 1.0, -1.0).astype(np.float32)
 
 
 def sheet() -> Sheet:
-    return Sheet(LABELS, GROUPS, {"t|float": CLEAN}, [])
+    return Sheet(LABELS, GROUPS, {"t|float": CLEAN}, {})
 
 
 def flipped(share: float, patterns: int, seed: int = 0) -> np.ndarray:
@@ -124,10 +124,12 @@ def test_masks_are_measured_against_the_true_ones_on_fakes_called_rightly():
     np.testing.assert_allclose(found["iou|two|float"], expected, rtol=1e-6)
     np.testing.assert_allclose(found["area|two|float"], [one.mean(axis=(1, 2)) for one in says], rtol=1e-6)
     assert 0 < np.mean(expected) < 1
-    own = sheet()._replace(labels=data.labels, groups=data.groups, clean={"two|float": found["two|float"][0]})
+    before = {key: said[0] for key, said in found.items()}
+    own = Sheet(data.labels, data.groups, before, found)
     rows = (data.labels == 1) & (found["two|float"][0] > 0)
     cell = Cell("a", "two", "joint")
-    told, area = huang_cells._masks(own, cell, {k: v[1:] for k, v in found.items()}, found, found)
+    told, area = huang_cells._masks(own, cell, {k: v[1:] for k, v in found.items()})
+    assert told["found"]["clean"].value == pytest.approx(expected[0][rows].mean())
     assert told["measure"] == "IoU with the true mask" and told["found"]["rate"].n == rows.sum() > 0
     assert told["found"]["rate"].value == pytest.approx(expected[1][rows].mean())
     assert area["found"]["rate"].value == pytest.approx(says[1][rows].mean())

@@ -16,20 +16,20 @@ CLEAN = np.array([2.0, 2, 2, -1, -2, -2, -2, 3], np.float32)  # image 3 and imag
 
 
 def sheet(noise=()) -> Sheet:
-    return Sheet(LABELS, GROUPS, {"t|float": CLEAN, "t|png": CLEAN}, [{"t|float": n} for n in noise])
+    return Sheet(LABELS, GROUPS, {"t|float": CLEAN, "t|png": CLEAN}, {"t|float": np.stack([*noise] or [CLEAN])})
 
 
 def test_cells_are_baselines_first_then_every_pair():
-    every = transfer.baselines(("a", "b"), 2) + transfer.cells(("a", "b"), ("one", "two"), ("gd_uap",))
+    every = transfer.baselines(("a", "b")) + transfer.cells(("a", "b"), ("one", "two"), ("gd_uap",))
     assert every[:2] == [Cell("a", "", "clean"), Cell("b", "", "clean")]
-    assert [c.method for c in every[2:6]] == ["noise0", "noise1", "noise0", "noise1"]
-    assert len(every) == 2 + 4 + 4 == len(set(every)) and every[-1] == Cell("b", "two", "gd_uap")
+    assert every[2:4] == [Cell("a", "", "noise"), Cell("b", "", "noise")]
+    assert len(every) == 2 + 2 + 4 == len(set(every)) and every[-1] == Cell("b", "two", "gd_uap")
     assert every[-1].name == "two--gd_uap" and every[0].name == "clean"
 
 
 def test_shares_are_of_the_images_called_rightly_each_way_apart():
     said = np.array([-1.0, -1, 2, -1, 5, -2, -2, 3], np.float32)  # two of three fakes turned, one of three reals
-    found = transfer.told(sheet(), "t", "float", said)
+    found = transfer.told(sheet(), "t", "float", said[None])
     assert found.rates["fake_called_real"].value == pytest.approx(2 / 3) and found.rates["fake_called_real"].n == 3
     assert found.rates["real_called_fake"].value == pytest.approx(1 / 3) and found.rates["real_called_fake"].n == 3
     assert found.shift.value == pytest.approx((-2 + 1) / 8)
@@ -41,15 +41,25 @@ def test_noise_is_taken_away_image_by_image():
     """Two draws: image 0 is wrong under both, image 1 under one."""
     draws = [np.where(np.arange(8) < k, -1.0, CLEAN).astype(np.float32) for k in (1, 2)]
     said = np.array([-1.0, -1, 2, -1, -2, -2, -2, 3], np.float32)
-    found = transfer.told(sheet(draws), "t", "float", said)
+    found = transfer.told(sheet(draws), "t", "float", said[None])
     assert found.over_noise["fake_called_real"].value == pytest.approx((0 + 0.5 + 0) / 3)
-    alike = transfer.told(sheet([said]), "t", "float", said)
+    alike = transfer.told(sheet([said]), "t", "float", said[None])
     assert alike.over_noise["fake_called_real"].value == 0
 
 
+def test_seeds_are_averaged_and_widen_the_interval():
+    """Two patterns, one turning every fake and one none: a half, and nobody knows which the next would be."""
+    both = np.stack([np.where(LABELS == 1, -1.0, CLEAN), CLEAN])
+    found = transfer.told(sheet(), "t", "float", both)
+    rate = found.rates["fake_called_real"]
+    assert rate.value == 0.5 and (rate.low, rate.high) == (0, 1)
+    assert found.shift.value == pytest.approx(-3 / 8 / 2)
+    assert found.over_noise["fake_called_real"].value == 0.5
+
+
 def test_a_direction_without_images_is_left_out():
-    wrong = Sheet(LABELS, GROUPS, {"t|float": np.where(LABELS == 1, -1.0, -1.0)}, [])
-    found = transfer.told(wrong, "t", "float", np.full(8, 1.0))
+    wrong = Sheet(LABELS, GROUPS, {"t|float": np.full(8, -1.0)}, {"t|float": np.full((1, 8), -1.0)})
+    found = transfer.told(wrong, "t", "float", np.full((1, 8), 1.0))
     assert set(found.rates) == {"real_called_fake"} and found.rates["real_called_fake"].value == 1
 
 
@@ -58,7 +68,7 @@ def laid(folder) -> transfer_table.Tensor:
     kept, data = run.Run(folder), toys.images(40)
     rng = np.random.default_rng(0)
     able = np.where(data.labels == 1, 1.0, -1.0).astype(np.float32) * rng.uniform(0.5, 1.5, 40).astype(np.float32)
-    every = transfer.baselines(("a",), 1) + transfer.cells(("a",), ("one", "two"), ("gd_uap",))
+    every = transfer.baselines(("a",)) + transfer.cells(("a",), ("one", "two"), ("gd_uap",))
     for cell in every:
         turned = cell.source == "one"
         scores = {
@@ -66,7 +76,7 @@ def laid(folder) -> transfer_table.Tensor:
             "two|float": np.where(turned & (data.labels == 1), -able, able),
             "blind|float": np.full(40, 1.0 if cell.source else -1.0, np.float32),
         }
-        run.save_arrays(transfer.path(kept, cell), {k: np.asarray(v, np.float32) for k, v in scores.items()})
+        run.save_arrays(transfer.path(kept, cell), {k: np.asarray(v, np.float32)[None] for k, v in scores.items()})
     return transfer_table.tensor(transfer.entries(kept, {"a": data}, every, ("one", "two", "blind"), ()))
 
 
@@ -115,6 +125,18 @@ def test_patterns_are_made_once_one_a_seed(tmp_path):
     )
     again, _ = transfer.patterns(tmp_path, cfg, [toys.source()], toys.SIZE, Compute(devices=1), None, toys.images())
     assert np.array_equal(first, again) and first.shape == (3, *toys.SHAPE) and np.isfinite(scores).all()
+
+
+def test_a_pattern_of_another_size_is_resized_and_keeps_its_bound():
+    data, coarse = toys.images(4), np.full((6, 6, 3), -0.05, np.float32)
+    coarse[:3] = 0.05
+    made = transfer.universally(data, coarse, named("gd_uap"))
+    clean = data.images / np.float32(255)
+    moved = made - clean
+    inside = (clean > 0.06) & (clean < 0.94)
+    assert made.shape == clean.shape and np.abs(moved).max() <= 0.05 + 1e-6
+    np.testing.assert_allclose(moved[:, :4][inside[:, :4]], 0.05, atol=1e-6)
+    np.testing.assert_allclose(moved[:, -4:][inside[:, -4:]], -0.05, atol=1e-6)
 
 
 def test_noise_of_the_bound_is_the_same_wherever_it_is_drawn():

@@ -174,7 +174,7 @@ def test_hop_skip_jump_follows_the_published_estimate(norm):
 
 
 def test_it_begins_at_flat_colours_then_noise_of_every_size_then_fainter():
-    """Mean, black, white; single pixels, then squares of 2, 4, 8 and 16; the image shining through by 0, 1/2, 3/4, 7/8."""
+    """Mean, black, white; noise of pixels, then of squares of 2, 4, 8 and 16; of that 1, 1/2, 1/4 and 1/8."""
     batch = interior.batch(MARGINS)._replace(labels=np.ones(16, np.int32))
     run = process("boundary", "l2", 60)
     state = jax.jit(run.init)(NEVER, batch, jnp.zeros(16), jnp.zeros(16, jnp.uint32))
