@@ -3,7 +3,7 @@ images and reported on test images beside GD-UAP's choice and sign noise.
 
     python -m experiments.uap_search --source meso4-a0
 
-The formula of Huang et al. (ICIP 2020) is not public; this is our search over what it may be (PAPERS.md 1.3). Cost: 3
+The formula of Huang et al. (ICIP 2020) is not public; this is our search over what it may be (PAPERS.md 1.3). Cost: 6
 minutes on 2 CPU cores for Meso-4 (estimated). Result: runs/uap_search/results.json
 """
 
@@ -16,11 +16,12 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from ffjax import crossed, detectors, huang_tables, metrics, run, study, transfer
+from ffjax import crossed, detectors, evaluate, huang_tables, metrics, run, study, transfer
 from ffjax.data import sets
+from ffjax.data.codecs import Stored
 from ffjax.engine import Compute
 from ffjax.errors import InputError
-from ffjax.evaluate import margins
+from ffjax.evaluate import Condition, margins
 from ffjax.objectives import AGGREGATIONS, STATISTICS
 from ffjax.progress import stage, step
 from ffjax.run import Run
@@ -49,6 +50,10 @@ class Config:
     """Validation images per class, at most."""
     noises: int = 5
     """Draws of sign noise."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Starts of each pattern; their mean chooses."""
+    stored: tuple[Stored, ...] = ("png",)
+    """How images are also stored, besides in float, where the chosen are reported."""
     size: int = 128
     """Image side in pixels."""
     out: Path = Path("runs/uap_search")
@@ -81,7 +86,7 @@ def main(cfg: Config) -> None:
             made |= _made(cfg, folder, config, source)
             tell()
     with step(console, "choosing"):
-        scores = {name: _changed(source, held, delta, cfg.compute).mean() for name, delta in made.items()}
+        scores = {name: float(_changed(source, held, seeds, cfg.compute).mean()) for name, seeds in made.items()}
     best = max(scores, key=lambda name: scores[name])
     _report(cfg, console, folder, source, test, {"chosen": best, "GD-UAP's": "l2-sum_log-all"}, made, scores)
 
@@ -93,24 +98,29 @@ def _tried(cfg: Config, source: Source) -> Iterator[UapConfig]:
             layers = ("all", *source.layers) if aggregation == "sum_log" else ("all",)
             yield UapConfig(
                 mode=cfg.mode, statistic=statistic, aggregation=aggregation, layers=layers,  # pyright: ignore
-                eps=(cfg.eps,), steps=cfg.steps, seeds=(0,),
+                eps=(cfg.eps,), steps=cfg.steps, seeds=cfg.seeds,
             )  # fmt: skip
 
 
 def _made(cfg: Config, folder: Run, config: UapConfig, source: Source) -> dict[str, np.ndarray]:
-    """STATISTIC-AGGREGATION-LAYERS -> pattern, one for each layer choice."""
+    """STATISTIC-AGGREGATION-LAYERS -> patterns (S, H, W, 3), one a seed, for each layer choice."""
     place = folder / f"patterns/{config.statistic}-{config.aggregation}/patterns.npy"
     if not place.exists():
         deltas, _ = transfer.patterns(place.parent / "snapshots", config, [source], cfg.size, cfg.compute, None, None)
         run.save_array(place, deltas)
     names = [f"{config.statistic}-{config.aggregation}-{layer}" for layer in config.layers]
-    return dict(zip(names, np.load(place), strict=True))
+    made = np.load(place)
+    return dict(zip(names, made.reshape(len(names), len(config.seeds), *made.shape[1:]), strict=True))
 
 
-def _changed(source: Source, data: ImageSet, delta: np.ndarray, compute: Compute) -> np.ndarray:
-    """(N,) whose verdict changes."""
-    before, after = (margins(source.forward, data.images, compute, v) > 0 for v in (None, delta))
-    return (before != after).astype(float)
+def _changed(
+    source: Source, data: ImageSet, deltas: np.ndarray, compute: Compute, storage: str = "float"
+) -> np.ndarray:
+    """(P, N) whose verdict changes under each of P patterns, stored so."""
+    before = margins(source.forward, data.images, compute) > 0
+    seen = (evaluate.shown(data.images, Condition("", "uap", "", delta, storage)) for delta in deltas)
+    after = [margins(source.forward, images, compute) > 0 for images in seen]
+    return (np.stack(after) != before).astype(float)
 
 
 def _report(
@@ -123,23 +133,20 @@ def _report(
     made: dict[str, np.ndarray],
     scores: dict[str, float],
 ) -> None:
-    size = (cfg.size, cfg.size, 3)
-    draws = [transfer.noise(size, k, cfg.eps / 255) for k in range(cfg.noises)]
-    noise = np.stack([_changed(source, test, draw, cfg.compute) for draw in draws])
-    table = Table("", "objective", "validation: verdicts changed (%)", "test", "over noise (points)")
-    table.add_row("sign noise", "", "", metrics.percent(crossed.mean(noise, test.groups)), "")
-    told: dict = {"noise": crossed.mean(noise, test.groups)}
-    for role, name in named.items():
-        changed = _changed(source, test, made[name], cfg.compute)[None]
-        share, over = crossed.mean(changed, test.groups), crossed.difference(changed, noise, test.groups)
-        told[role] = {
-            "name": name,
-            "validation": scores[name],
-            "test": share,
-            "over_noise": over,
-        }
-        cells = (f"{100 * scores[name]:.0f}", metrics.percent(share), huang_tables.points(over))
-        table.add_row(role, name, *cells)
+    draws = np.stack([transfer.noise((cfg.size, cfg.size, 3), k, cfg.eps / 255) for k in range(cfg.noises)])
+    table = Table("", "objective", "validation: verdicts changed (%)", "stored", "test", "over noise (points)")
+    told: dict[str, dict] = {"noise": {}}
+    told |= {role: {"name": name, "validation": scores[name]} for role, name in named.items()}
+    for storage in ("float", *cfg.stored):
+        noise = _changed(source, test, draws, cfg.compute, storage)
+        told["noise"][storage] = {"test": crossed.mean(noise, test.groups)}
+        table.add_row("sign noise", "", "", storage, metrics.percent(told["noise"][storage]["test"]), "")
+        for role, name in named.items():
+            changed = _changed(source, test, made[name], cfg.compute, storage)
+            share, over = crossed.mean(changed, test.groups), crossed.difference(changed, noise, test.groups)
+            told[role][storage] = {"test": share, "over_noise": over}
+            cells = (f"{100 * scores[name]:.0f}", storage, metrics.percent(share), huang_tables.points(over))
+            table.add_row(role, name, *cells)
     console.print(table)
     ranked = sorted(scores, key=lambda name: -scores[name])
     console.print(

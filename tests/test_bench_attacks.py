@@ -126,6 +126,23 @@ def test_the_restated_network_says_the_same(arch, tmp_path):
     assert model.asked == 8
 
 
+def test_peers_begin_where_ours_does_image_by_image():
+    """A network that calls fake what is brighter than a half: its mean keeps the verdict, black or white turns it."""
+    installed("torch", "torchvision")
+    torch, peers = importlib.import_module("torch"), importlib.import_module("benchmarks.peers")
+
+    class Bright(torch.nn.Module):
+        def forward(self, x):
+            return 100 * (x.mean((1, 2, 3))[:, None] - 0.5)
+
+    model = peers.Verdict(Bright(), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    images = torch.full((3, 3, 8, 8), 0.9)
+    images[1] = 0.1
+    found = peers.starts(model, images, torch.tensor([1, 0, 0]))
+    assert torch.equal(found[0], torch.zeros(3, 8, 8)) and torch.equal(found[1], torch.ones(3, 8, 8))
+    assert torch.equal(found[2], images[2].mean((1, 2), keepdim=True).expand(3, 8, 8))  # called otherwise as it is
+
+
 def drive(monkeypatch, *words: str) -> None:
     driven.drive(monkeypatch, attacks, list(words))
 

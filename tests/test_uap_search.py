@@ -37,6 +37,10 @@ def test_every_objective_is_tried_and_the_best_on_validation_is_reported(ground,
     told = found["told"]["chosen"]
     assert found["scores"][told["name"]] == max(found["scores"].values()) == told["validation"]
     assert found["told"]["GD-UAP's"]["name"] == "l2-sum_log-all"
+    made = np.load(tmp_path / "out/patterns/l2-sum_log/patterns.npy")
+    assert made.shape == (3 * (1 + layers), 32, 32, 3)  # every seed of every layer choice
+    for storage in ("float", "png"):
+        assert told[storage]["test"]["n"] == 12 and set(found["told"]["noise"][storage]) == {"test"}
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("patterns.npy")}
     drive(monkeypatch, uap_search, words(ground, tmp_path / "out"))  # all is there: nothing is made again
     assert all(path.stat().st_mtime_ns == then for path, then in times.items())
