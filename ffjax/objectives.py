@@ -5,8 +5,9 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import optax
 
-from ffjax.types import Array, Outputs
+from ffjax.types import Array, Batch, Outputs
 
 TINY = 1e-12
 """Floor under roots and logarithms: their derivative at zero is infinite, and a dead layer must give 0, not NaN."""
@@ -15,6 +16,19 @@ TINY = 1e-12
 def margin(outputs: Outputs) -> Array:
     """(B,) z_fake - z_real: positive = called fake. Unchanged when a constant is added to both logits."""
     return outputs.logits[:, 1] - outputs.logits[:, 0]
+
+
+def cross_entropy(outputs: Outputs, batch: Batch, mask: float = 1.0) -> Array:
+    """(B,) two-class cross-entropy of the labels, in nats: what detectors are trained on.
+
+    Where the network has a mask and the batch has the true ones, plus `mask` times the mean over pixels of the mask's
+    own cross-entropy; masks of another size than the network's are resized (bilinear, antialiased).
+    """
+    losses = optax.softmax_cross_entropy_with_integer_labels(outputs.logits, batch.labels)
+    if outputs.mask is not None and batch.masks is not None:
+        truth = jax.image.resize(batch.masks, outputs.mask.shape, "bilinear", antialias=True)
+        losses += mask * optax.sigmoid_binary_cross_entropy(outputs.mask, truth).mean(axis=(1, 2))
+    return losses
 
 
 def mean_abs(act: Array) -> Array:

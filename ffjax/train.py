@@ -9,16 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ffjax import devices, engine
+from ffjax import devices, engine, objectives
 from ffjax.checkpoint import Snapshots
 from ffjax.data.augment import Augment, augmented
 from ffjax.data.batches import batch_at
 from ffjax.engine import Compute
 from ffjax.errors import InputError
-from ffjax.types import Array, Batch, Detector, ImageSet, Outputs, Variables
-
-LossFn = Callable[[Variables, Batch, Array], tuple[Array, tuple[Array, Variables]]]
-"""(variables, batch, key) -> (losses (B,), (logits (B, 2), variables with new running statistics))."""
+from ffjax.types import Array, Batch, Detector, ImageSet, LossFn, Outputs, Variables
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,19 +87,11 @@ def _cast(tree: Any, precision: str) -> Any:
 
 
 def cross_entropy(detector: Detector, mask: float = 1.0) -> LossFn:
-    """Two-class cross-entropy of the training forward (dropout and batch statistics on).
-
-    Where the network has a mask and the batch has the true ones, plus `mask` times the mean over pixels of the mask's
-    own cross-entropy; masks of another size than the network's are resized (bilinear, antialiased).
-    """
+    """objectives.cross_entropy of the training forward (dropout and batch statistics on)."""
 
     def loss(variables: Variables, batch: Batch, key: Array) -> tuple[Array, tuple[Array, Variables]]:
         outputs, variables = detector.train(variables, batch.images, key)
-        losses = optax.softmax_cross_entropy_with_integer_labels(outputs.logits, batch.labels)
-        if outputs.mask is not None and batch.masks is not None:
-            truth = jax.image.resize(batch.masks, outputs.mask.shape, "bilinear", antialias=True)
-            losses += mask * optax.sigmoid_binary_cross_entropy(outputs.mask, truth).mean(axis=(1, 2))
-        return losses, (outputs.logits, variables)
+        return objectives.cross_entropy(outputs, batch, mask), (outputs.logits, variables)
 
     return loss
 

@@ -86,6 +86,11 @@ class AttackResult(NamedTuple):
     queries: Anywhere
 
 
+LossFn = Callable[[Variables, Batch, Array], tuple[Array, tuple[Array, Variables]]]
+"""What a detector is trained on: (variables, batch, key) -> (losses (B,), (logits (B, 2), variables with new running
+statistics)). Defences are functions of one to another."""
+
+
 class Goal(NamedTuple):
     """What an attacker wants of each image.
 

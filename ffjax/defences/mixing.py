@@ -1,0 +1,103 @@
+"""Training on normal and attacked images together. The attack meets the detector as it is deployed (`apply`, running
+statistics); clean and attacked rows then go through one training forward, side by side."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from ffjax import balls
+from ffjax.defences.penalties import RowLoss
+from ffjax.objectives import cross_entropy
+from ffjax.types import Array, Batch, Detector, Forward, LossFn, Variables
+
+Attacker = Callable[[Forward, Batch, Array], Array]
+"""(forward, batch, key) -> images (B, H, W, 3) in [0, 1], of which nothing is differentiated."""
+Start = Literal["clean", "uniform", "near"]
+
+NEAR = 1e-3
+"""Standard deviation of the start that TRADES takes: at the clean image its loss has no gradient."""
+_BOUND, _START, _ATTACK = range(3)
+
+
+def climb(
+    eps: Array | float,
+    steps: int = 1,
+    stride: float = 1.0,
+    start: Start = "clean",
+    ranged: bool = False,
+    up: Callable[[Forward, Batch], RowLoss] | None = None,
+) -> Attacker:
+    """`steps` sign steps of `stride` eps up the labels' cross-entropy, or `up`; the last iterate. Inside eps in l_inf
+    and inside [0, 1].
+
+    steps=1 is FGSM; with start='uniform' and stride=1.25 that of fast adversarial training (Wong et al., ICLR 2020);
+    more steps are PGD (Madry et al., ICLR 2018). eps in [0,1] units, may be traced; ranged: each example's bound is
+    drawn from U(0, eps). Draws are folded from key and ids.
+    """
+
+    def attack(forward: Forward, batch: Batch, key: Array) -> Array:
+        clean = jnp.asarray(batch.images)
+        keys = [jax.vmap(partial(jax.random.fold_in, jax.random.fold_in(key, k)))(batch.ids) for k in (_BOUND, _START)]
+        bound = jnp.broadcast_to(jnp.asarray(eps, clean.dtype), len(clean))
+        if ranged:
+            bound = bound * jax.vmap(partial(jax.random.uniform, dtype=clean.dtype))(keys[0])
+        project = jax.vmap(lambda delta, e, low, high: balls.linf(e).project(delta, low, high))
+        delta, wide = jnp.zeros_like(clean), bound[:, None, None, None]
+        if start != "clean":
+            draw = {"uniform": partial(jax.random.uniform, minval=-1.0, maxval=1.0), "near": jax.random.normal}[start]
+            drawn = jax.vmap(lambda k: draw(k, clean.shape[1:], clean.dtype))(keys[1])
+            delta = project(drawn * (wide if start == "uniform" else NEAR), bound, -clean, 1 - clean)
+        climbed = cross_entropy if up is None else up(forward, batch)
+        for _ in range(steps):  # not a loop of XLA's, which on CPU convolves on one thread there
+            slope = jax.grad(lambda d: jnp.sum(climbed(forward(clean + d), batch)))(delta)
+            delta = project(delta + stride * wide * jnp.sign(slope), bound, -clean, 1 - clean)
+        return jax.lax.stop_gradient(clean + delta)
+
+    return attack
+
+
+def kl(forward: Forward, batch: Batch) -> RowLoss:
+    """KL( f(x) || f(.) ) in nats, x the clean image: what TRADES' attack climbs."""
+    clean = forward(batch.images).logits
+    return lambda outputs, batch: divergence(clean, outputs.logits)
+
+
+def divergence(first: Array, second: Array) -> Array:
+    """(B,) KL( softmax(first) || softmax(second) ) of logits (B, 2), in nats."""
+    p, q = jax.nn.log_softmax(first), jax.nn.log_softmax(second)
+    return jnp.sum(jnp.exp(p) * (p - q), axis=1)
+
+
+def mixed(loss: LossFn, detector: Detector, attacker: Attacker, share: Array | float = 0.5) -> LossFn:
+    """(1 - share) l(x_b) + share l(x'_b), x' the attacked images, made anew at every step: the third paper's
+    fusion of normal and adversarial images (PAPERS.md 3.3). share: may be traced; 1 is adversarial training proper."""
+
+    def both(variables: Variables, batch: Batch, key: Array) -> tuple[Array, tuple[Array, Variables]]:
+        losses, (logits, variables) = loss(variables, _doubled(detector, attacker, variables, batch, key), key)
+        clean, attacked = jnp.split(losses, 2)
+        return (1 - share) * clean + share * attacked, (logits[: len(clean)], variables)
+
+    return both
+
+
+def trades(loss: LossFn, detector: Detector, attacker: Attacker, weight: Array | float = 6.0) -> LossFn:
+    """l(x_b) + weight KL( f(x_b) || f(x'_b) ): TRADES (Zhang et al., ICML 2019), in training mode on both sides.
+    attacker: theirs is climb(eps, 10, stride, 'near', up=kl). weight: its beta, 1 to 10; may be traced."""
+
+    def both(variables: Variables, batch: Batch, key: Array) -> tuple[Array, tuple[Array, Variables]]:
+        losses, (logits, variables) = loss(variables, _doubled(detector, attacker, variables, batch, key), key)
+        clean, attacked = jnp.split(logits, 2)
+        return losses[: len(clean)] + weight * divergence(clean, attacked), (clean, variables)
+
+    return both
+
+
+def _doubled(detector: Detector, attacker: Attacker, variables: Variables, batch: Batch, key: Array) -> Batch:
+    """The batch and below it the same attacked."""
+    forward = jax.tree_util.Partial(detector.apply, jax.lax.stop_gradient(variables))
+    attacked = attacker(forward, batch, jax.random.fold_in(key, _ATTACK))
+    twice = jax.tree.map(lambda x: jnp.concatenate([x, x]), batch._replace(images=None))
+    return twice._replace(images=jnp.concatenate([batch.images, attacked]))

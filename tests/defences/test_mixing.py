@@ -1,0 +1,125 @@
+"""Attacked images inside the bound, drawn by id; mixed losses as their equations say."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import toys
+
+from ffjax import defences, train
+from ffjax.data.batches import batch_at
+from ffjax.defences import mixing
+from ffjax.objectives import cross_entropy
+from ffjax.types import Batch
+
+KEY, EPS = jax.random.key(5), 0.05
+PLAIN = train.cross_entropy(toys.TOY)
+FORWARD = toys.forward()
+
+
+def batch(count: int = 8) -> Batch:
+    return batch_at(toys.images(20), count, 0, 0)
+
+
+def variables():
+    return toys.TOY.init(jax.random.key(0))
+
+
+@pytest.mark.parametrize("start", ["clean", "uniform", "near"])
+@pytest.mark.parametrize("ranged", [False, True])
+@pytest.mark.parametrize("steps", [0, 1, 4])
+def test_what_is_made_is_an_image_inside_the_bound(start, ranged, steps):
+    some = batch()
+    made = np.asarray(defences.climb(EPS, steps, 1.25, start, ranged)(FORWARD, some, KEY))
+    assert made.min() >= 0 and made.max() <= 1
+    moved = np.abs(made - some.images).max(axis=(1, 2, 3))
+    assert moved.max() <= EPS * (1 + 1e-5)
+    if steps and not ranged:
+        assert moved.min() > 0.99 * EPS
+    if steps and ranged:  # each its own bound
+        assert len(np.unique(np.round(moved, 5))) == len(moved)
+
+
+def test_one_step_is_fgsm_and_more_raise_the_loss():
+    some = batch()
+    slope = jax.grad(lambda x: jnp.sum(cross_entropy(FORWARD(x), some)))(jnp.asarray(some.images))
+    expected = np.clip(some.images + EPS * np.sign(slope), 0, 1)
+    np.testing.assert_allclose(defences.climb(EPS)(FORWARD, some, KEY), expected, atol=1e-6)
+    losses = [cross_entropy(FORWARD(defences.climb(EPS, k, 0.25)(FORWARD, some, KEY)), some).mean() for k in (0, 2, 8)]
+    assert losses[0] < losses[1] < losses[2]
+
+
+def test_draws_are_of_the_image_and_not_of_its_place():
+    some = batch()
+    turned = jax.tree.map(lambda x: x[::-1], some)
+    attack = defences.climb(EPS, 1, 1.25, "uniform", ranged=True)
+    np.testing.assert_allclose(attack(FORWARD, some, KEY), attack(FORWARD, turned, KEY)[::-1], atol=1e-6)
+    other = attack(FORWARD, some, jax.random.key(6))
+    assert not np.allclose(other, attack(FORWARD, some, KEY), atol=1e-3)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_mixed_is_the_weighted_sum_of_both_losses(share):
+    v, some, attacker = variables(), batch(), defences.climb(EPS, 2, 0.5)
+    told, (logits, _) = defences.mixed(PLAIN, toys.TOY, attacker, share)(v, some, KEY)
+    attacked = some._replace(images=attacker(FORWARD, some, jax.random.fold_in(KEY, mixing._ATTACK)))
+    (clean, (said, _)), (hard, _) = PLAIN(v, some, KEY), PLAIN(v, attacked, KEY)
+    np.testing.assert_allclose(told, (1 - share) * clean + share * hard, rtol=1e-5)
+    np.testing.assert_allclose(logits, said, rtol=1e-5)
+    assert (np.asarray(hard) > np.asarray(clean)).all()
+
+
+def test_nothing_is_differentiated_through_the_attack():
+    """The gradient of the mixed loss is that of the loss on fixed attacked images."""
+    v, some, attacker = variables(), batch(), defences.climb(EPS, 3, 0.5)
+    fixed = some._replace(images=attacker(FORWARD, some, jax.random.fold_in(KEY, mixing._ATTACK)))
+    slope = jax.grad(lambda p: defences.mixed(PLAIN, toys.TOY, attacker, 1.0)({"params": p}, some, KEY)[0].sum())
+    expected = jax.grad(lambda p: PLAIN({"params": p}, fixed, KEY)[0].sum())(v["params"])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), slope(v["params"]), expected)
+
+
+def test_clean_and_attacked_rows_go_through_one_training_forward():
+    seen = []
+
+    def watching(variables, images, key):
+        seen.append(images.shape)
+        return toys.TOY.apply(variables, images), variables
+
+    detector = toys.TOY._replace(train=watching)
+    defences.mixed(train.cross_entropy(detector), detector, defences.climb(EPS))(variables(), batch(), KEY)
+    assert seen == [(16, *toys.SHAPE)]
+
+
+def test_trades_adds_the_divergence_that_its_attack_climbs():
+    v, some = variables(), batch()
+    attacker = defences.climb(EPS, 10, 0.25, "near", up=defences.kl)
+    told, _ = defences.trades(PLAIN, toys.TOY, attacker, 6.0)(v, some, KEY)
+    attacked = attacker(FORWARD, some, jax.random.fold_in(KEY, mixing._ATTACK))
+    p, q = (np.asarray(jax.nn.softmax(FORWARD(x).logits), np.float64) for x in (some.images, attacked))
+    divergence = np.sum(p * np.log(p / q), axis=1)
+    np.testing.assert_allclose(told - PLAIN(v, some, KEY)[0], 6 * divergence, rtol=1e-3)
+    near = defences.climb(EPS, 0, start="near")(FORWARD, some, KEY)
+    begun = mixing.divergence(FORWARD(some.images).logits, FORWARD(near).logits)
+    assert (divergence > 10 * np.asarray(begun)).all()
+
+
+def test_wrappers_combine_in_any_order():
+    """The penalty of what is mixed is of the clean images; what is penalised and then mixed is penalised on both."""
+    v, some, attacker = variables(), batch(), defences.climb(EPS)
+    one = defences.gradient_norm(defences.mixed(PLAIN, toys.TOY, attacker), toys.TOY, 0.5)(v, some, KEY)[0]
+    two = defences.mixed(defences.gradient_norm(PLAIN, toys.TOY, 0.5), toys.TOY, attacker)(v, some, KEY)[0]
+    bare = defences.mixed(PLAIN, toys.TOY, attacker)(v, some, KEY)[0]
+    clean = defences.gradient_norm(PLAIN, toys.TOY, 0.5)(v, some, KEY)[0] - PLAIN(v, some, KEY)[0]
+    np.testing.assert_allclose(one - bare, clean, rtol=1e-3, atol=1e-5)
+    attacked = some._replace(images=attacker(FORWARD, some, jax.random.fold_in(KEY, mixing._ATTACK)))
+    hard = defences.gradient_norm(PLAIN, toys.TOY, 0.5)(v, attacked, KEY)[0] - PLAIN(v, attacked, KEY)[0]
+    np.testing.assert_allclose(two - bare, (clean + hard) / 2, rtol=1e-3, atol=1e-5)
+
+
+def test_masks_are_attacked_and_trained_on_too():
+    two = toys.two_headed().forward
+    data = batch_at(toys.masked(20), 6, 0, 0)
+    plain, masked = (cross_entropy(two(data.images), some) for some in (data._replace(masks=None), data))
+    assert (np.asarray(masked) > np.asarray(plain)).all()
+    with_masks, without = (defences.climb(EPS)(two, some, KEY) for some in (data, data._replace(masks=None)))
+    assert not np.array_equal(with_masks, without)
