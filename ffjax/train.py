@@ -47,6 +47,10 @@ def check(config: TrainConfig) -> None:
         )
 
 
+class Diverged(InputError):
+    """The loss is no number any more: at these settings nothing is to be had."""
+
+
 class TrainState(NamedTuple):
     """variables and optimiser now; their running average; the best average by validation score, and that score ()."""
 
@@ -130,19 +134,23 @@ def fit(
     validate: Callable[[Variables], float],
     snapshots: Snapshots,
     watch: Callable[[int, TrainInfo, float | None], None],
+    defend: Callable[[LossFn], LossFn] = lambda loss: loss,
 ) -> tuple[Variables, float]:
-    """Trains, and returns the variables of the epoch that `validate` scored highest, with that score.
+    """Trains, and returns the variables of the epoch that `validate` scored highest, with that score. Diverged where a
+    loss is not finite.
 
     Args:
       validate: variables -> score on a validation split (never the test split).
       snapshots: one is written after each epoch; a run killed and started again goes on from the last and ends, on CPU,
         with bit-equal variables.
       watch(step, infos, score): called after each chunk (score None) and each epoch.
+      defend: from cross-entropy to what is minimised (ffjax.defences).
     """
     epoch_steps = -(-len(data.labels) // config.batch)
     steps = epoch_steps * config.epochs
     optimiser = optax.adam(optax.cosine_decay_schedule(config.rate, steps))
-    step = make_step(cross_entropy(at_precision(detector, config.precision), config.mask), optimiser, config.average)
+    loss = defend(cross_entropy(at_precision(detector, config.precision), config.mask))
+    step = make_step(loss, optimiser, config.average)
     key_init, key_steps = jax.random.split(jax.random.key(config.seed))
     on = devices.mesh(compute.devices)
 
@@ -152,10 +160,11 @@ def fit(
         )
 
     done, state = snapshots.restore(devices.replicate(_start(detector, optimiser, key_init), on))
-    while done < steps:
+    while (good := done) < steps:
         end = min(steps, done + epoch_steps)
         run = engine.drive(step, state, (key_steps,), end, compute, inputs=inputs, start=done)
         for done, state, infos in run:  # noqa: B007  (the last one counts)
+            _check_finite(done, infos, good)
             watch(done, infos, None)
         score = validate(state.average)
         if score > float(state.best_score):
@@ -165,6 +174,14 @@ def fit(
         snapshots.save(done, state)
         watch(done, infos, score)
     return jax.tree.map(np.asarray, state.best), float(state.best_score)
+
+
+def _check_finite(done: int, infos: TrainInfo, good: int) -> None:
+    losses = np.asarray(infos.loss)
+    wrong = np.flatnonzero(~np.isfinite(losses))
+    if len(wrong):
+        kept = f"the last good checkpoint, of step {good}, is kept" if good else "there was no checkpoint yet"
+        raise Diverged(f"training: the loss is {losses[wrong[0]]} at step {done - len(losses) + wrong[0]}; {kept}")
 
 
 def _start(detector: Detector, optimiser: optax.GradientTransformation, key: Array) -> TrainState:

@@ -90,6 +90,38 @@ def test_killed_in_any_epoch_it_resumes_to_the_same_bits(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, again, whole)
 
 
+def test_a_loss_that_is_no_number_stops_at_its_step_and_leaves_the_checkpoint(tmp_path):
+    def broken(loss):
+        return lambda variables, batch, key: jax.tree.map(lambda x: x * jnp.nan, loss(variables, batch, key))
+
+    def go_on(folder):
+        shots = checkpoint.snapshots(folder)
+        config = TrainConfig(epochs=8, batch=16, augment=PLAIN)
+        try:
+            train.fit(TOY, reddish(), config, COMPUTE, accuracy, shots, lambda *told: None, broken)
+        finally:
+            shots.close()
+
+    with pytest.raises(train.Diverged, match="the loss is nan at step 0; there was no checkpoint yet"):
+        go_on(tmp_path / "new")
+    before, _ = trained(tmp_path / "old")
+    with pytest.raises(train.Diverged, match="at step 16; the last good checkpoint, of step 16, is kept"):
+        go_on(tmp_path / "old")
+    again, _ = trained(tmp_path / "old")
+    jax.tree.map(np.testing.assert_array_equal, again, before)
+
+
+def test_a_defence_changes_what_is_minimised(tmp_path):
+    shots = checkpoint.snapshots(tmp_path)
+    config, losses = TrainConfig(epochs=1, batch=16, augment=PLAIN), []
+    defended = lambda loss: lambda *given: (loss(*given)[0] + 100.0, loss(*given)[1])  # noqa: E731
+    train.fit(
+        TOY, reddish(), config, COMPUTE, accuracy, shots, lambda done, infos, score: losses.append(infos.loss), defended
+    )
+    shots.close()
+    assert np.concatenate([np.atleast_1d(x) for x in losses]).min() > 100
+
+
 def test_the_epoch_that_validation_scores_highest_is_returned(tmp_path):
     seen = []
 
