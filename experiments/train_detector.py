@@ -9,9 +9,10 @@ Killed and started again it goes on from the last epoch. Result: OUT/weights.saf
 
 import shlex
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -28,7 +29,17 @@ from ffjax.evaluate import clean_scores
 from ffjax.metrics import Estimate, plain, summary
 from ffjax.progress import stage, step
 from ffjax.train import TrainConfig
-from ffjax.types import Detector, ImageSet, Variables
+from ffjax.types import Detector, Forward, ImageSet, LossFn, Variables
+
+Defend = Callable[[Detector], Callable[[LossFn], LossFn]]
+
+
+class Judge(NamedTuple):
+    """By what the epoch is chosen. name: in logs. score(forward, validation images) -> larger = better."""
+
+    name: str
+    score: Callable[[Forward, ImageSet], float]
+
 
 SHOWN = ("clean_accuracy", "clean_balanced_accuracy", "clean_auc", "clean_eer")
 
@@ -58,9 +69,15 @@ class Config:
     compute: Compute = field(default_factory=Compute)
 
 
-def main(cfg: Config, by: str = "experiments.train_detector") -> None:
-    """Trains, selects the epoch on validation AUC, and reports the test splits once, at the end. by: the driver whose
-    command line asked for it, as the weights' header will say."""
+def main(
+    cfg: Config,
+    by: str = "experiments.train_detector",
+    defend: Defend = lambda detector: lambda loss: loss,
+    judge: Judge | None = None,
+) -> tuple[Forward, dict[str, ImageSet]]:
+    """Trains, selects the epoch on validation images (by clean AUC, or `judge`), and reports the test splits once, at
+    the end; the detector, and those splits. by: the driver whose command line asked for it, as the weights' header will
+    say. defend: detector -> what is done to its loss."""
     console = Console()
     console.print(f"ffjax: training {cfg.arch} on {cfg.data} -> {cfg.out}", highlight=False)
     detector, options = _detector(cfg)
@@ -76,8 +93,13 @@ def main(cfg: Config, by: str = "experiments.train_detector") -> None:
     history = _history(cfg, images, tests)
     folder = run.open_run(cfg.out, cfg)
 
+    def forward(variables: Variables) -> Forward:
+        return jax.tree_util.Partial(detector.apply, variables)
+
     def scores(variables: Variables, data: ImageSet) -> dict[str, Estimate]:
-        return clean_scores(jax.tree_util.Partial(detector.apply, variables), data, cfg.compute)
+        return clean_scores(forward(variables), data, cfg.compute)
+
+    chosen_by = judge or Judge("auc", lambda f, data: clean_scores(f, data, cfg.compute)["clean_auc"].value)
 
     shots, write = checkpoint.snapshots(folder / "checkpoints"), run.logbook(folder)
     steps = cfg.train.epochs * -(-len(images.labels) // cfg.train.batch)
@@ -85,19 +107,21 @@ def main(cfg: Config, by: str = "experiments.train_detector") -> None:
 
         def watch(done: int, infos: train.TrainInfo, score: float | None) -> None:
             row = {"step": done, "loss": float(np.mean(infos.loss)), "accuracy": float(np.mean(infos.accuracy))}
-            write([row | ({} if score is None else {"validation_auc": score})])
-            tell(done, f"loss {row['loss']:.3f}" + ("" if score is None else f", validation AUC {score:.3f}"))
+            write([row | ({} if score is None else {f"validation_{chosen_by.name}": score})])
+            told = "" if score is None else f", validation {chosen_by.name} {score:.3f}"
+            tell(done, f"loss {row['loss']:.3f}{told}")
 
         best, score = train.fit(
-            detector, images, cfg.train, cfg.compute, lambda v: scores(v, validation)["clean_auc"].value, shots, watch
-        )
+            detector, images, cfg.train, cfg.compute, lambda v: chosen_by.score(forward(v), validation), shots, watch,
+            defend(detector),
+        )  # fmt: skip
     shots.close()
     found = {name: scores(best, data) for name, data in tests.items()}
     asked = {"arch": cfg.arch, "size": cfg.size, "options": options, "seed": cfg.train.seed, "trained_on": cfg.data}
     meta = asked | {
         "test": {name: plain(e) for name, e in found.items()},
         "jpeg_history": {name: plain(e) for name, e in history.items()},
-        "validation_auc": score,
+        f"validation_{chosen_by.name}": score,
     }
     command = f"python -m {by} " + shlex.join(sys.argv[1:])
     weights.save(folder / "weights.safetensors", best, meta | {"command": command})
@@ -106,6 +130,7 @@ def main(cfg: Config, by: str = "experiments.train_detector") -> None:
         console.print(_line(f"{name} test", by_metric), highlight=False, soft_wrap=True)
         if name in history:
             console.print(_line(f"{name} test, JPEG history alone", history[name]), highlight=False, soft_wrap=True)
+    return forward(best), tests
 
 
 def _detector(cfg: Config) -> tuple[Detector, dict[str, Any]]:

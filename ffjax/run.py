@@ -147,7 +147,7 @@ def as_json(config: Any) -> Any:
     return json.loads(json.dumps(asdict(config) if is_dataclass(config) else config, default=_plain))  # type: ignore[arg-type]
 
 
-def main(config: type, body: Callable[[Any], None]) -> None:
+def main(config: type, body: Callable[[Any], object]) -> None:
     """The entry of every driver: the command line into `config`, then body(config).
 
     Bad input (InputError) prints one line and exits with code 2; so does a wrong command line (tyro).

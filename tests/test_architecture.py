@@ -21,7 +21,7 @@ ONLY_IN = {
 """Library -> the only places that may name it."""
 
 MATHS = ("types.py", "objectives.py", "balls.py", "goals.py", "gradients.py", "transforms.py", "jpeg.py", "targets.py")
-MATHS += ("attacks/", "universal/", "detectors/")
+MATHS += ("attacks/", "universal/", "defences/", "detectors/")
 NOT_MATHS = tuple(f"detectors/{name}.py" for name in ("__init__", "weights", "keras", "pytorch", "loading"))
 NOT_MATHS += ("detectors/adapters/command.py",)
 """Loading, and running somebody's program, is what these are for."""

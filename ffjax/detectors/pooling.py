@@ -61,9 +61,11 @@ def first_maximum(x: Array, axis: int) -> Array:
 
 @first_maximum.defjvp
 def _first_maximum_jvp(axis: int, primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
-    maximum, place = _maximum_and_place(primals[0], axis)
-    chosen = jnp.expand_dims(place, axis) == jax.lax.broadcasted_iota(jnp.int8, primals[0].shape, axis)
-    return maximum, jnp.where(chosen, tangents[0], 0).sum(axis)
+    (x,) = primals
+    # a place is no number to differentiate; XLA computes maximum and place once for both lines
+    place = _maximum_and_place(jax.lax.stop_gradient(x), axis)[1]
+    chosen = jnp.expand_dims(place, axis) == jax.lax.broadcasted_iota(jnp.int8, x.shape, axis)
+    return first_maximum(x, axis), jnp.where(chosen, tangents[0], 0).sum(axis)
 
 
 def _maximum_and_place(x: Array, axis: int) -> tuple[Array, Array]:

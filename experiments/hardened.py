@@ -1,0 +1,44 @@
+"""What gradnorm_train and adversarial_train share: training by train_detector with a defended loss, the epoch chosen
+under attack, and a report of what holds. No driver of its own."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from rich.console import Console
+
+from experiments import train_detector
+from experiments.train_detector import Defend, Judge
+from ffjax import hardness, run
+from ffjax.data import sets
+from ffjax.errors import InputError
+from ffjax.metrics import plain
+from ffjax.progress import step
+from ffjax.types import Forward, ImageSet
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(train_detector.Config):
+    """As train_detector's, and what holding is."""
+
+    eps: float = 2.0
+    """Bound in 1/255 of the PGD by which epochs are chosen and the test splits reported."""
+    validation: int = 50
+    """Validation images per class that are attacked, at most."""
+
+
+def train(cfg: Config, by: str, defend: Defend) -> None:
+    """Trains, chooses the epoch by balanced accuracy under PGD on validation images, and writes OUT/robust.json: what
+    holds of the test splits."""
+    if not 0 <= cfg.eps <= 255 or cfg.validation < 1:
+        raise InputError(f"eps: from 0 to 255, validation: at least 1; got {cfg.eps}, {cfg.validation}")
+    console, eps = Console(), cfg.eps / 255
+
+    def score(forward: Forward, held: ImageSet) -> float:
+        some = sets.limited(held, cfg.validation, sorted(np.unique(held.labels)))
+        return hardness.balanced(hardness.held(forward, some, eps, cfg.compute).pgd, some.labels)
+
+    forward, tests = train_detector.main(cfg, by, defend, Judge("pgd_accuracy", score))
+    with step(console, f"PGD inside {cfg.eps:g}/255 on the test splits"):
+        found = {name: hardness.measured(forward, data, eps, cfg.compute) for name, data in tests.items()}
+    run.write_json(cfg.out / "robust.json", {"eps": cfg.eps, "steps": hardness.STEPS, "test": plain(found)})
+    hardness.show(console, found, eps)

@@ -1,0 +1,103 @@
+"""Whether a detector holds: what still is called rightly under PGD, class by class, beside clean images and noise of
+the same bound. What training selects by, and what its drivers report; attack_eval says more."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from ffjax import attempts, evaluate, goals, metrics
+from ffjax.engine import Compute
+from ffjax.individual import batch_of
+from ffjax.metrics import Estimate
+from ffjax.objectives import cross_entropy
+from ffjax.types import Array, Batch, Forward, ImageSet
+
+STEPS = 20
+"""Of PGD, from one random start: enough to choose an epoch by, not to claim robustness by."""
+CLASSES = {"fake": 1, "real": 0}
+
+
+class Held(NamedTuple):
+    """(N,) bool each: called rightly clean, under noise of the bound, and after PGD (and before)."""
+
+    clean: np.ndarray
+    noise: np.ndarray
+    pgd: np.ndarray
+
+
+def held(forward: Forward, data: ImageSet, eps: float, compute: Compute, seed: int = 0, steps: int = STEPS) -> Held:
+    """eps: in [0,1] units, l_inf. An image called wrongly as it is counts as broken."""
+    clean = (evaluate.margins(forward, data.images, compute) > 0) == (data.labels == 1)
+    runs = {name: _broken(name, given, forward, data, eps, compute, seed) for name, given in _attacks(steps)}
+    return Held(clean, *(clean & ~runs[name] for name in ("noise", "pgd")))
+
+
+def _attacks(steps: int) -> list[tuple[str, dict[str, Any]]]:
+    return [("noise", {}), ("pgd", {"steps": steps})]
+
+
+def _broken(
+    name: str, given: dict[str, Any], forward: Forward, data: ImageSet, eps: float, compute: Compute, seed: int
+) -> np.ndarray:
+    runner = attempts.named(name, "linf", goals.verdict, forward, compute, given)
+    bounds = np.full(compute.batch, eps, np.float32)
+    found = [runner(batch_of(data, ids), bounds[: len(ids)], seed).success for ids in _pieces(data, compute)]
+    return np.concatenate([np.asarray(one) for one in found])
+
+
+def balanced(right: np.ndarray, labels: np.ndarray) -> float:
+    """The mean over classes of the share called rightly: a half for whoever always says the same."""
+    return float(np.mean([right[labels == label].mean() for label in np.unique(labels)]))
+
+
+def slopes(forward: Forward, data: ImageSet, compute: Compute) -> np.ndarray:
+    """(N,) ||d l / d x||_2, l the cross-entropy in nats, x in [0, 1]: what a gradient penalty lowers, and what attacks
+    live on."""
+    found = [np.asarray(_slope(forward, batch_of(data, ids))) for ids in _pieces(data, compute)]
+    return np.concatenate(found)
+
+
+@jax.jit
+def _slope(forward: Forward, batch: Batch) -> Array:
+    slope = jax.grad(lambda x: jnp.sum(cross_entropy(forward(x), batch)))(batch.images)
+    return jnp.sqrt(jnp.sum(jnp.square(slope), axis=(1, 2, 3)))
+
+
+def _pieces(data: ImageSet, compute: Compute) -> list[np.ndarray]:
+    count = len(data.labels)
+    return [np.arange(start, min(start + compute.batch, count)) for start in range(0, count, compute.batch)]
+
+
+def measured(forward: Forward, data: ImageSet, eps: float, compute: Compute, seed: int = 0) -> dict[str, Estimate]:
+    """{clean, noise, pgd}_{fake, real}: shares called rightly of that class, with intervals over identities; slope: the
+    mean norm of the loss gradient."""
+    found = {}
+    for name, right in held(forward, data, eps, compute, seed)._asdict().items():
+        for kind, label in CLASSES.items():
+            rows = data.labels == label
+            if rows.any():
+                found[f"{name}_{kind}"] = metrics.share(right[rows].astype(float), data.groups[rows])
+    return found | {"slope": metrics.average(slopes(forward, data, compute), data.groups)}
+
+
+def show(console: Console, found: dict[str, dict[str, Estimate]], eps: float) -> None:
+    """A row a set and class. eps: in [0,1] units."""
+    told = f"called rightly (%), noise and PGD-{STEPS} inside {255 * eps:.3g}/255"
+    table = Table("", "class", "clean", "noise", f"PGD-{STEPS}", "mean loss gradient", title=told)
+    for name, one in found.items():
+        for kind in CLASSES:
+            cells = [
+                metrics.percent(one[f"{how}_{kind}"]) for how in ("clean", "noise", "pgd") if f"{how}_{kind}" in one
+            ]
+            if cells:
+                table.add_row(name, kind, *cells, f"{one['slope'].value:.3g}")
+    console.print(table)
+    console.print(
+        f"PGD-{STEPS} from one start is no claim of robustness: experiments.attack_eval --attack auto looks further, "
+        "and for masked gradients.",
+        highlight=False,
+    )

@@ -1,0 +1,62 @@
+"""gradnorm_train and adversarial_train, as a user runs them, on pictures that are easy to tell apart."""
+
+import json
+
+import ground
+import pytest
+from driven import drive, refusal
+
+from experiments import adversarial_train, gradnorm_train
+from ffjax import detectors
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    return ground.pictures(tmp_path_factory.mktemp("p") / "pictures", 80, ("train", "train", "validation", "test"))
+
+
+def words(pictures, out, *more):
+    given = ["--arch", "meso4", "--size", "32", "--data", str(pictures), "--others", "--dropout", "0.1"]
+    return [*given, "--train.epochs", "4", "--train.batch", "16", "--train.rate", "1e-2", "--out", str(out), *more]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("driver", "more"),
+    [
+        (gradnorm_train, ["--weight", "0.05"]),
+        (adversarial_train, ["--attack.eps", "4", "--penalty", "0.05"]),
+        (adversarial_train, ["--method", "trades", "--attack.steps", "2", "--attack.start", "near"]),
+    ],
+)
+def test_it_trains_chooses_under_attack_and_says_what_holds(driver, more, pictures, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "made-0"
+    drive(monkeypatch, driver, words(pictures, out, *more))
+    told = capsys.readouterr().out
+    assert "no claim of robustness" in told
+    loaded = detectors.load(f"meso4:{out}/weights.safetensors")
+    assert loaded.meta["command"].startswith(f"python -m {driver.__name__}")
+    robust = json.loads((out / "robust.json").read_text())
+    (found,) = robust["test"].values()
+    assert robust["eps"] == 2 and set(found) == {
+        *(f"{how}_{kind}" for how in ("clean", "noise", "pgd") for kind in ("fake", "real")), "slope"
+    }  # fmt: skip
+    assert all(found[f"pgd_{kind}"]["value"] <= found[f"clean_{kind}"]["value"] for kind in ("fake", "real"))
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    chosen = [row["validation_pgd_accuracy"] for row in rows if "validation_pgd_accuracy" in row]
+    assert len(chosen) == 4 and max(chosen) == loaded.meta["validation_pgd_accuracy"]
+
+
+@pytest.mark.parametrize(
+    ("driver", "more", "told"),
+    [
+        (gradnorm_train, ["--weight", "-1"], "weight"),
+        (gradnorm_train, ["--validation", "0"], "validation"),
+        (adversarial_train, ["--share", "2"], "share"),
+        (adversarial_train, ["--attack.steps", "0"], "steps"),
+        (adversarial_train, ["--eps", "300"], "eps"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_in_one_line(driver, more, told, pictures, tmp_path, monkeypatch, capsys):
+    assert told in refusal(monkeypatch, capsys, driver, words(pictures, tmp_path / "out", *more))
+    assert not (tmp_path / "out").exists()
