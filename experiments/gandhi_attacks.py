@@ -6,8 +6,8 @@ and by transfer, fakes towards real, with the published figures beside ours.
 attacks the shipped two. Without weights they are trained first, as experiments.train_detector does, in OUT/vgg16 and
 OUT/resnet18. Every cell has a ledger in OUT/cells; killed and started again the run goes on inside the attack it was
 at. Expected: no fake survives a white-box attack at moderate kappa; the published transfer (FGSM 9 to 21 %,
-Carlini-Wagner 5 to 27 % of the fakes still called fake) is of other data, size and training. Cost: some 120 s a fake on
-one CPU core, so an hour and three quarters on two for 100. Result: OUT/results.json
+Carlini-Wagner 5 to 27 % of the fakes still called fake) is of other data, size and training. Cost: 135 s of
+one CPU core a fake (48 took 108 minutes on one), so some two hours on two for 100. Result: OUT/results.json
 """
 
 from collections.abc import Mapping
@@ -67,6 +67,7 @@ class Config:
 def main(cfg: Config) -> None:
     """Trains what is missing, attacks what the ledgers lack, draws the table."""
     console = Console()
+    console = console if console.is_terminal else Console(width=190)
     console.print(f"ffjax: Gandhi and Jain's attacks on {cfg.data} -> {cfg.out}", highlight=False)
     setting = Setting(cfg.eps, cfg.kappa, cfg.multiples, cfg.inner, cfg.searches)
     gandhi.check(setting)

@@ -71,9 +71,20 @@ def divergence(first: Array, second: Array) -> Array:
     return jnp.sum(jnp.exp(p) * (p - q), axis=1)
 
 
+def adversarial(loss: LossFn, detector: Detector, attacker: Attacker) -> LossFn:
+    """l(x'_b), x' the attacked images alone: adversarial training proper (Madry et al., ICLR 2018); the logits are of
+    x'."""
+
+    def attacked(variables: Variables, batch: Batch, key: Array) -> tuple[Array, tuple[Array, Variables]]:
+        return loss(variables, _attacked(detector, attacker, variables, batch, key), key)
+
+    return attacked
+
+
 def mixed(loss: LossFn, detector: Detector, attacker: Attacker, share: Array | float = 0.5) -> LossFn:
     """(1 - share) l(x_b) + share l(x'_b), x' the attacked images, made anew at every step: the third paper's
-    fusion of normal and adversarial images (PAPERS.md 3.3). share: may be traced; 1 is adversarial training proper."""
+    fusion of normal and adversarial images (PAPERS.md 3.3). share: may be traced; at 1 the
+    normal images only count in the batch statistics."""
 
     def both(variables: Variables, batch: Batch, key: Array) -> tuple[Array, tuple[Array, Variables]]:
         losses, (logits, variables) = loss(variables, _doubled(detector, attacker, variables, batch, key), key)
@@ -95,9 +106,13 @@ def trades(loss: LossFn, detector: Detector, attacker: Attacker, weight: Array |
     return both
 
 
+def _attacked(detector: Detector, attacker: Attacker, variables: Variables, batch: Batch, key: Array) -> Batch:
+    forward = jax.tree_util.Partial(detector.apply, jax.lax.stop_gradient(variables))
+    return batch._replace(images=attacker(forward, batch, jax.random.fold_in(key, _ATTACK)))
+
+
 def _doubled(detector: Detector, attacker: Attacker, variables: Variables, batch: Batch, key: Array) -> Batch:
     """The batch and below it the same attacked."""
-    forward = jax.tree_util.Partial(detector.apply, jax.lax.stop_gradient(variables))
-    attacked = attacker(forward, batch, jax.random.fold_in(key, _ATTACK))
-    twice = jax.tree.map(lambda x: jnp.concatenate([x, x]), batch._replace(images=None))
-    return twice._replace(images=jnp.concatenate([batch.images, attacked]))
+    return jax.tree.map(
+        lambda x, y: jnp.concatenate([x, y]), batch, _attacked(detector, attacker, variables, batch, key)
+    )

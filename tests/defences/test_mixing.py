@@ -69,6 +69,15 @@ def test_mixed_is_the_weighted_sum_of_both_losses(share):
     assert (np.asarray(hard) > np.asarray(clean)).all()
 
 
+def test_adversarial_is_the_loss_of_the_attacked_images_alone():
+    v, some, attacker = variables(), batch(), defences.climb(EPS, 2, 0.5)
+    told, (logits, _) = defences.adversarial(PLAIN, toys.TOY, attacker)(v, some, KEY)
+    attacked = some._replace(images=attacker(FORWARD, some, jax.random.fold_in(KEY, mixing._ATTACK)))
+    hard, (said, _) = PLAIN(v, attacked, KEY)
+    np.testing.assert_allclose(told, hard, rtol=1e-5)
+    np.testing.assert_allclose(logits, said, rtol=1e-5)
+
+
 def test_nothing_is_differentiated_through_the_attack():
     """The gradient of the mixed loss is that of the loss on fixed attacked images."""
     v, some, attacker = variables(), batch(), defences.climb(EPS, 3, 0.5)
