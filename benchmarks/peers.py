@@ -15,7 +15,7 @@ import torch  # pyright: ignore[reportMissingImports]
 from flax.traverse_util import flatten_dict
 from torch import nn  # pyright: ignore[reportMissingImports]
 
-from benchmarks import torch_networks
+from benchmarks import starts, torch_networks
 from ffjax.attacks import ATTACKS
 from ffjax.detectors import Loaded
 from ffjax.detectors.layers import MEAN_AND_SPREAD
@@ -127,22 +127,6 @@ def rounds(queries: int) -> int:
     return max(1, done)
 
 
-STARTED = ("boundary", "hop_skip_jump")
-"""Attacks that walk from an image of the other verdict."""
-
-
-def starts(model: Verdict, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """For each image the first of its mean colour, black, white and noise that the network calls otherwise: where ours
-    begins too. The image itself where there is none."""
-    noise = torch.rand(images.shape, generator=torch.Generator().manual_seed(0))
-    flat = [images.mean((2, 3), keepdim=True).expand_as(images), torch.zeros_like(images), torch.ones_like(images)]
-    found = images.clone()
-    for candidate in (noise, *reversed(flat)):  # what comes later is put over what came before
-        other = model(candidate).argmax(1) != labels
-        found[other] = candidate[other]
-    return found
-
-
 TITLES = {"linf": "Linf", "l2": "L2", "l1": "L1", "l0": "L0"}
 
 FOOLBOX: dict[str, tuple[tuple[str, ...], Any]] = {
@@ -203,7 +187,7 @@ def _foolbox(model: Verdict, name: str, norm: str, options: dict[str, Any], batc
 
     def run(images: torch.Tensor, labels: torch.Tensor, eps: float) -> torch.Tensor:
         # its own search for a start gives up the whole batch for one image without
-        begin = {"starting_points": starts(model, images, labels)} if name in STARTED else {}
+        begin = {"starting_points": starts.found(model, images, labels)} if name in starts.STARTED else {}
         return made(wrapped, images, labels, epsilons=None if minimal else eps, **begin)[1]
 
     return run
@@ -347,7 +331,7 @@ def _art(model: Verdict, name: str, norm: str, options: dict[str, Any], batch: i
                 model, nn.CrossEntropyLoss(), tuple(images.shape[1:]), 2, clip_values=(0.0, 1.0), device_type="cpu"
             )
         made = build(evasion, classifier, order, options, eps, batch)
-        begin = {"x_adv_init": starts(model, images, labels).numpy()} if name in STARTED else {}
+        begin = {"x_adv_init": starts.found(model, images, labels).numpy()} if name in starts.STARTED else {}
         return torch.tensor(made.generate(images.numpy(), labels.numpy(), **begin))
 
     return run

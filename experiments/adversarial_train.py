@@ -9,6 +9,7 @@ which passes over epochs that a single step has overfitted. Result: OUT/weights.
 OUT/robust.json
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -45,7 +46,7 @@ class Config(hardened.Config):
     method: Literal["mixed", "trades"] = "mixed"
     """mixed: the cross-entropy of both; trades: that of the normal ones, and how far the attack moves the outputs."""
     share: float = 0.5
-    """Of the adversarial images' loss; 1 leaves the normal ones out (mixed)."""
+    """Of the adversarial images' loss; at 1 the normal ones count in batch statistics alone (mixed)."""
     beta: float = 6.0
     """Weight of the divergence (trades)."""
     penalty: float = 0.0
@@ -64,7 +65,7 @@ def main(cfg: Config) -> None:
     hardened.train(cfg, "experiments.adversarial_train", partial(_defence, cfg))
 
 
-def _defence(cfg: Config, detector: Detector):
+def _defence(cfg: Config, detector: Detector) -> Callable[[LossFn], LossFn]:
     one, trades = cfg.attack, cfg.method == "trades"
     up = defences.kl if trades else None
     attacker = defences.climb(one.eps / 255, one.steps, one.stride, one.start, one.ranged, up)

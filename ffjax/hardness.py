@@ -32,12 +32,11 @@ class Held(NamedTuple):
 def held(forward: Forward, data: ImageSet, eps: float, compute: Compute, seed: int = 0, steps: int = STEPS) -> Held:
     """eps: in [0,1] units, l_inf. An image called wrongly as it is counts as broken."""
     clean = (evaluate.margins(forward, data.images, compute) > 0) == (data.labels == 1)
-    runs = {name: _broken(name, given, forward, data, eps, compute, seed) for name, given in _attacks(steps)}
-    return Held(clean, *(clean & ~runs[name] for name in ("noise", "pgd")))
-
-
-def _attacks(steps: int) -> list[tuple[str, dict[str, Any]]]:
-    return [("noise", {}), ("pgd", {"steps": steps})]
+    noise, pgd = (
+        _broken(name, given, forward, data, eps, compute, seed)
+        for name, given in (("noise", {}), ("pgd", {"steps": steps}))
+    )
+    return Held(clean, clean & ~noise, clean & ~pgd)
 
 
 def _broken(
