@@ -28,6 +28,8 @@ from ffjax.metrics import plain
 from ffjax.progress import stage, step
 
 PAPER = Setting()
+GROWS = ("images",)
+"""A finished run may be taken up again with more of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +49,8 @@ class Config:
     size: int = 128
     """Image side in pixels."""
     images: int = 100
-    """Fakes of the test split to attack, at most: of those that both networks call rightly."""
+    """Fakes of the test split to attack, at most: of those that both networks call rightly. A run may be taken up again
+    with more."""
     eps: float = PAPER.eps
     """Of FGSM, in [0,1] image units."""
     kappa: float = PAPER.kappa
@@ -74,11 +77,11 @@ def main(cfg: Config) -> None:
     if cfg.images < 1:
         raise InputError(f"images: must be at least 1, got {cfg.images}")
     individual.check_seed(cfg.seed)
-    run.check(cfg.out, cfg)
+    run.check(cfg.out, cfg, more=GROWS)
     given = {name: _load(name, file) for name, file in _files(cfg).items() if file is not None}
     with step(console, "loading images (the embedded sets are generated at first use)"):
         test, held = (sets.load(cfg.data, split, cfg.size) for split in ("test", "validation"))
-    folder = run.open_run(cfg.out, cfg)
+    folder = run.open_run(cfg.out, cfg, more=GROWS)
     loaded = {name: given[name] if name in given else _load(name, _trained(cfg, name)) for name in _files(cfg)}
     networks = study.networks(list(loaded.values()), cfg.size)
     study.check_inputs(folder, networks, {"test": {"data": test}, "validation": {"data": held}}, gandhi.settings())

@@ -5,7 +5,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,26 +38,29 @@ class Run(NamedTuple):
         return path
 
 
-def check(folder: Path, config: Any) -> None:
+def check(folder: Path, config: Any, more: Sequence[str] = ()) -> None:
     """Raises InputError if `folder` cannot be the run folder of these settings (fields named in HOW apart): it is a
     file, was made with other settings, or holds files of no run; or if a number among them cannot be used by anybody
-    (not finite, or a field of compute below 1). Touches nothing."""
+    (not finite, or a field of compute below 1). Touches nothing. more: fields which may be larger than they were there,
+    where what was made of fewer is the beginning of what is made of more."""
     _check_numbers(as_json(config), "")
     record = folder / "config.json"
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder}: is a file, not a run folder")
     if record.exists():
-        difference = _difference(_what(_record(record)), _what(as_json(config)))
+        before, now = _what(_record(record)), _what(as_json(config))
+        grown = {name: now[name] for name in more if isinstance(before.get(name), int) and now[name] > before[name]}
+        difference = _difference(before | grown, now)
         if difference:
             raise InputError(f"{folder}: made with other settings ({difference}); give another --out or remove it")
     elif folder.exists() and any(path.name != "config.part" for path in folder.iterdir()):  # .part: killed at once
         raise InputError(f"{folder}: not empty and not a run folder (no config.json); give another --out")
 
 
-def open_run(folder: Path, config: Any) -> Run:
-    """Makes the folder, or takes it up again if it was made with the same settings, for this process alone. InputError
-    as `check`, and while another process has it."""
-    check(folder, config)
+def open_run(folder: Path, config: Any, more: Sequence[str] = ()) -> Run:
+    """Makes the folder, or takes it up again if it was made with the same settings (fields named in `more` may have
+    grown), for this process alone. InputError as `check`, and while another process has it."""
+    check(folder, config, more)
     run = Run(folder)
     if devices.first_host() and not (folder / "config.json").exists():
         try:
@@ -65,8 +68,20 @@ def open_run(folder: Path, config: Any) -> Run:
         except OSError as error:
             raise InputError(f"{folder}: cannot be made or written ({error.strerror}); give another --out") from error
     if devices.first_host():
-        _claim((folder / "config.json").resolve())
+        record = (folder / "config.json").resolve()
+        _claim(record)
+        _grow(record, as_json(config), more)
     return run
+
+
+def _grow(record: Path, config: dict, more: Sequence[str]) -> None:
+    """Notes what has grown. The record is a new file then, and is claimed as the old one was."""
+    before = _record(record)
+    now = before | {name: config[name] for name in more}
+    if now != before:
+        write_json(record, now)
+        _claimed.pop(record)
+        _claim(record)
 
 
 def _claim(record: Path) -> None:

@@ -99,6 +99,10 @@ def test_a_job_killed_inside_an_attack_ends_as_one_that_was_not(ground, tmp_path
     assert "eps: 0.02 there, 0.01 asked" in said
     assert (cut / "cells/vgg16-fgsm/ledger.jsonl").read_bytes() == before
 
+    drive(monkeypatch, gandhi_attacks, [*words(ground, cut), *given(ground), "--images", "10"])  # taken up with more
+    assert outcome(cut)["fakes"]["attacked"] == 10
+    assert all(len(rows) == 10 and rows[:8] == timeless(whole)[name] for name, rows in timeless(cut).items())
+
 
 @pytest.mark.slow
 def test_without_weights_it_trains_its_own_and_goes_on_from_them(ground, tmp_path, monkeypatch, capsys):

@@ -97,6 +97,21 @@ def test_fields_that_say_how_may_differ(tmp_path):
     open_run(tmp_path, Config(out=Path("elsewhere"), compute=Compute(chunk=3, devices=1)))
 
 
+def test_what_may_grow_is_taken_up_again_and_noted_and_never_shrinks(tmp_path):
+    open_run(tmp_path, Config(images=7), more=("images",))
+    open_run(tmp_path, Config(images=9, out=Path("elsewhere")), more=("images",))
+    record = json.loads((tmp_path / "config.json").read_text())
+    assert record == json.loads(json.dumps(run.as_json(Config(images=9))))  # out is where it was first
+    for other in (Config(images=8), Config(images=10, inner=Inner(norm="l2"))):
+        with pytest.raises(InputError, match="made with other settings"):
+            open_run(tmp_path, other, more=("images",))
+    code = f"from tests.test_run import *; open_run(Path({str(tmp_path)!r}), Config(images=9))"
+    found = subprocess.run(
+        [sys.executable, "-c", code], cwd=Path(__file__).parent.parent, capture_output=True, text=True
+    )
+    assert "another run is at work there" in found.stderr  # the new record is claimed too
+
+
 def test_a_setting_that_a_newer_version_added_is_named(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"images": 100}))
     with pytest.raises(InputError, match="inner"):
