@@ -107,7 +107,7 @@ def test_samples_are_inside(name, seed, eps):
 
 
 @pytest.mark.parametrize("name", ["linf", "l2", "l1"])
-def test_samples_are_spread_evenly_about_zero(name):
+def test_fault_18_samples_are_spread_evenly_about_zero(name):
     """Zero mean (PEERS.md 4a, 18), and uniform in the ball: the share within half the bound is 2^-d."""
     count, shape = 4000, (2, 1, 1)
     ball = BALLS[name](0.5)
@@ -203,7 +203,7 @@ def test_at_bound(name):
 
 @pytest.mark.parametrize("scale", [0.1, 1.0, 5.0])
 @pytest.mark.parametrize("eps", [0.2, 0.9, 3.0])
-def test_l1_projection_is_the_nearest_point_by_brute_force(eps, scale):
+def test_fault_28_l1_projection_is_the_nearest_point_by_brute_force(eps, scale):
     """PEERS.md 4a, 28: peers project onto l_1 by scaling, or forget the box. Here: quadratic programming in float64."""
     for seed in range(6):
         rng = np.random.default_rng(seed)

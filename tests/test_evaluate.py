@@ -115,7 +115,7 @@ def test_shown_without_a_pattern_is_the_image():
 
 
 @pytest.mark.parametrize("storage", STORAGE)
-def test_shown_is_clipped_and_goes_through_the_real_codec(storage):
+def test_fault_14_shown_is_clipped_and_goes_through_the_real_codec(storage):
     pattern = np.random.default_rng(1).uniform(-0.4, 0.4, toys.SHAPE).astype(np.float32)
     x = shown(DATA.images, Condition("n", "uap", "g", pattern, storage))
     summed = np.clip(X + pattern[None], 0, 1)

@@ -97,7 +97,7 @@ def test_the_verdicts_cross_entropy_is_the_labels_and_no_constant_changes_it(lea
 
 
 @pytest.mark.parametrize("loss", goals.MASK_LOSSES)
-def test_the_masks_objective_is_a_mean_over_its_own_pixels(loss):
+def test_fault_24_the_masks_objective_is_a_mean_over_its_own_pixels(loss):
     """'ce' is the log-likelihood of the wanted mask, taken of the logit, so that it softmaxes once (fault 24)."""
     wanted = (np.random.default_rng(1).random((2, 6, 6)) < 0.5).astype(np.float32)
     said = 4 * np.random.default_rng(2).normal(size=(2, 6, 6)).astype(np.float32)

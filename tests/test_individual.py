@@ -36,7 +36,7 @@ def rows(data, tmp_path_factory):
     return run(tmp_path_factory.mktemp("run") / "ledger.jsonl", data)
 
 
-def test_only_what_was_called_rightly_is_attacked(rows, data):
+def test_fault_20_only_what_was_called_rightly_is_attacked(rows, data):
     said = np.asarray(margin(toys.forward()((data.images / 255).astype(np.float32))))
     right = (said > 0) == (data.labels == 1)
     assert 0 < right.sum() < len(right)

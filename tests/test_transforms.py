@@ -84,7 +84,7 @@ def test_flat_images_stay_finite_and_what_averages_pixels_leaves_them_with_their
 
 
 @pytest.mark.parametrize("name", SMOOTH)
-def test_gradients_are_finite_differences_in_float64(name):
+def test_fault_29_gradients_are_finite_differences_in_float64(name):
     rng = np.random.default_rng(1)
     with jax.enable_x64(True):
         image, way, weights = rng.uniform(0.4, 0.6, SHAPE), rng.normal(size=SHAPE), rng.normal(size=SHAPE)

@@ -136,7 +136,7 @@ def test_a_pattern_beside_any_others_takes_the_same_step_to_rounding():
     np.testing.assert_allclose(alone.objective[0], beside.objective[1], rtol=1e-6)
 
 
-def test_a_seed_starts_alike_whatever_is_beside_it():
+def test_fault_14_a_seed_starts_alike_whatever_is_beside_it():
     alone = lay_out(config(seeds=(3,)), [("toy", toys.LAYERS)])
     among = lay_out(config(seeds=(7, 3), layers=("all", "first"), eps=(4.0, 10.0)), [("toy", toys.LAYERS)])
     keys = jax.random.key_data(among.keys)

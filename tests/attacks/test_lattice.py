@@ -39,7 +39,7 @@ def opened(images):
     return codecs.to_float(np.stack([codecs.decode(file) for file in files]))
 
 
-def test_the_grid_is_that_of_files():
+def test_fault_30_the_grid_is_that_of_files():
     """PEERS.md 4a, 30: 256 values at distances of 1/255, and snapping to them changes none of them."""
     files = codecs.to_float(np.arange(256, dtype=np.uint8))
     on = jax.jit(trail.to_grid)(jnp.arange(256.0).reshape(16, 16, 1))
@@ -56,7 +56,7 @@ def test_results_are_bit_for_bit_what_their_files_hold(name, norm):
 
 
 @EVERY
-def test_success_is_success_as_stored(name, norm):
+def test_fault_16_success_is_success_as_stored(name, norm):
     _, batch, _, result = run(name, norm)
     np.testing.assert_array_equal(result.success, result.success_8bit)
     goal, outputs = goals.verdict(ATTACKS[name].loss), toys.forward()(opened(result.images))

@@ -1,7 +1,6 @@
 """Faults found in other libraries and in JAX itself (PEERS.md 4a and 4b) that no other file holds us to by name.
 
-Named elsewhere: 1 to 7 in test_carlini_wagner; 11 and 27 in test_promises (iterates); 16 and 30 in test_lattice; 18 and
-28 in test_balls. What concerns detectors, patterns and data (10, 14, 15, 22, 23, 25, 29) lies with those.
+The others stand where what they are about is tested, under the same name: `git grep "def test_faults*_"` has all 30.
 """
 
 import functools
@@ -20,7 +19,9 @@ from experiments.attack_eval import Config
 from ffjax import attempts, engine, goals, gradients, sanity
 from ffjax.attacks import ATTACKS, rules, trail
 from ffjax.data import codecs
+from ffjax.detectors.adapters import Convention, from_function
 from ffjax.engine import Compute
+from ffjax.objectives import margin
 from ffjax.types import AttackResult, Batch
 
 COMPUTE = Compute(batch=32, least=32, devices=1, execution="stepped")
@@ -66,6 +67,28 @@ def test_fault_8_a_single_step_in_l2_is_as_long_as_its_bound(eps):
     found = attacked(process("fgsm", "l2", goal=NEVER), eps, grey([0, 1] * 16), interior.FORWARD)
     np.testing.assert_allclose(np.linalg.norm((found.images - 0.5).reshape(32, -1), axis=1), eps, rtol=1e-5)
     np.testing.assert_allclose(found.distance, eps, rtol=1e-5)
+
+
+@pytest.mark.parametrize("scores", [1, 2, 10])
+@pytest.mark.parametrize("name", ["fgsm", "pgd", "apgd", "cw"])
+def test_fault_9_a_detector_of_one_two_or_ten_scores_is_attacked(name, scores):
+    """9: a clip, a random start and two classes, each of which raised. Ten: nine kinds of fake, and real as class 3."""
+    weights = np.random.default_rng(3).normal(size=(*toys.SHAPE, scores)).astype(np.float32) / 10
+    output, fake = {1: ("logit", "high"), 2: ("logits", 1), 10: ("logits", (0, 1, 2, 4, 5, 6, 7, 8, 9))}[scores]
+    says = Convention(bounds=(0, 1), output=output, fake=fake, classes=max(scores, 2))
+    # log 9 sets one class level with nine
+    offsets = np.where(np.arange(scores) == 3, np.log(9), 0).astype(np.float32)[None]
+
+    def model(images):
+        return jnp.einsum("bhwc,hwck->bk", images - 0.5, weights) + offsets
+
+    adapted = from_function(model, toys.SHAPE, says, check=False)
+    forward = jax.tree_util.Partial(adapted.detector.apply, adapted.variables)
+    fake = np.asarray(margin(forward(BATCH.images))) > 0
+    norm = ATTACKS[name].norms[0]
+    found = attacked(process(name, norm), EPS[norm], BATCH._replace(labels=fake.astype(np.int32)), forward)
+    after = np.asarray(margin(forward(found.images))) > 0
+    assert found.success.any() and (after != fake)[found.success].all()
 
 
 @pytest.mark.parametrize("name", ["fgsm", "bim", "mi_fgsm", "ti_fgsm"])

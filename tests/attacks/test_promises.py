@@ -109,7 +109,7 @@ def test_rows_are_their_own_under_subset_order_padding_batch_size_chunk_and_comp
 
 
 @every
-def test_a_run_cut_anywhere_goes_on_bit_equal(name, norm, attacked):
+def test_fault_21_a_run_cut_anywhere_goes_on_bit_equal(name, norm, attacked):
     process, batch, whole = attacked(name, norm)
     kept = []
     often = dataclasses.replace(ALONE, chunk=2, snapshot=2)
@@ -154,7 +154,7 @@ def test_a_run_goes_on_from_orbax_snapshots(name, attacked, tmp_path):
 @pytest.mark.parametrize(
     ("name", "norm"), [(n, norm) for n, norm in CASES if ATTACKS[n].bound == "fixed" and n != "noise"]
 )
-def test_every_iterate_of_an_attack_inside_a_bound_lies_in_ball_and_box(name, norm, attacked):
+def test_faults_11_and_27_every_iterate_of_an_attack_inside_a_bound_lies_in_ball_and_box(name, norm, attacked):
     """PEERS.md 4a, 11 and 27: steps that are not projected, a clip at the very end. Looked at every second step."""
     process, batch, _ = attacked(name, norm)
     often, size = dataclasses.replace(ALONE, chunk=2, snapshot=2), jax.vmap(balls.BALLS[norm](1.0).norm)

@@ -35,7 +35,7 @@ def test_rows_are_those_that_the_ids_name(count, size, seed, step):
 
 
 @given(**cases)
-def test_every_example_once_an_epoch(count, size, seed):
+def test_fault_15_every_example_once_an_epoch(count, size, seed):
     data = marked(count)
     line = np.concatenate([batch_at(data, size, seed, step).ids for step in range(-(-3 * count // size))])
     for epoch in range(3):

@@ -46,7 +46,7 @@ def test_to_uint8_is_the_nearest_level_and_the_same_as_on_the_device(images):
     assert np.array_equal(levels, np.asarray(jnp.round(images * 255)).astype(np.uint8))
 
 
-def test_to_uint8_rounds_up_where_truncation_would_not_and_clips():
+def test_fault_16_to_uint8_rounds_up_where_truncation_would_not_and_clips():
     assert codecs.to_uint8(np.array([0.999, 1.5, -0.5, 127.6 / 255])).tolist() == [255, 255, 0, 128]
 
 

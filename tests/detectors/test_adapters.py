@@ -58,7 +58,7 @@ def test_a_model_of_channels_first_is_given_them_first():
     ],
 )
 @pytest.mark.parametrize("layout", ["NHWC", "NCHW"])
-def test_gradients_agree_with_finite_differences_through_the_normalisation(says, layout):
+def test_fault_10_gradients_agree_with_finite_differences_through_the_normalisation(says, layout):
     """PEERS 4a row 10: a wrapper whose gradient lacks 1/std. A central difference of a quadratic is exact."""
 
     def quadratic(images):

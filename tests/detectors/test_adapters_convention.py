@@ -60,7 +60,7 @@ def test_one_output_speaks_for_either_side(fake, sign, trailing):
 
 
 @pytest.mark.parametrize("fake", [2, (0, 3), (1, 2, 3)])
-def test_several_kinds_of_fake_are_joined(fake):
+def test_fault_22_several_kinds_of_fake_are_joined(fake):
     scores = np.random.default_rng(2).normal(size=(6, 4)).astype(np.float32) * 3
     p = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
     fakes = list(fake) if isinstance(fake, tuple) else [fake]

@@ -183,7 +183,7 @@ def test_rows_do_not_see_each_other(variables, images):
 
 
 @pytest.mark.parametrize("rows", [1, 3, 5])
-def test_the_released_normaliser_runs_over_the_batch(images, rows):
+def test_fault_23_the_released_normaliser_runs_over_the_batch(images, rows):
     told = np.array(images[:rows])
     for row, mean, std in zip(told, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), strict=False):
         row -= mean
@@ -216,7 +216,7 @@ def test_every_gate(variables, images):
 
 
 @pytest.mark.slow
-def test_every_head_has_a_gradient_that_is_finite_and_not_zero(variables, images):
+def test_fault_25_every_head_has_a_gradient_that_is_finite_and_not_zero(variables, images):
     flat = [jnp.full((1, SIZE, SIZE, 3), grey) for grey in (0.0, 0.5, 1.0)]
 
     @jax.jit
