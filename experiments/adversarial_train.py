@@ -1,4 +1,4 @@
-"""Trains a detector on normal and adversarial images together, or by TRADES.
+"""Trains a detector on normal and adversarial images together, made at every step or once, or by TRADES.
 
     python -m experiments.adversarial_train --arch meso4 --attack.eps 2
 
@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Literal
 
 from experiments import hardened
-from ffjax import defences, run
-from ffjax.defences.mixing import Start
+from ffjax import defences, detectors, run, study
+from ffjax.defences.mixing import Attacker, Start
+from ffjax.detectors import Loaded
 from ffjax.errors import InputError
-from ffjax.types import Detector, LossFn
+from ffjax.types import Detector, ImageSet, LossFn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +37,8 @@ class Attack:
     """Length of a step in bounds."""
     start: Start = "clean"
     """clean, uniform in the bound, or near (sd 0.001)."""
+    heap: int = 1
+    """Images that share one perturbation, which starts uniform in the bound: against universal ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,8 +46,11 @@ class Config(hardened.Config):
     """The detector and its training, and how the images are mixed."""
 
     attack: Attack = field(default_factory=Attack)
-    method: Literal["mixed", "trades"] = "mixed"
-    """mixed: the cross-entropy of both; trades: that of the normal ones, and how far the attack moves the outputs."""
+    method: Literal["mixed", "offline", "trades"] = "mixed"
+    """mixed: the cross-entropy of both, attacked anew at every step; offline: the training set and a copy of it
+    attacked once, on --copies; trades: the cross-entropy of the normal ones, and how far the attack moves outputs."""
+    copies: str | None = None
+    """The detector that the copy is attacked on (offline): a shipped name, or ARCHITECTURE:WEIGHTS-FILE."""
     share: float = 0.5
     """Of the adversarial images' loss; at 1 the normal ones count in batch statistics alone (mixed)."""
     beta: float = 6.0
@@ -62,22 +68,40 @@ def main(cfg: Config) -> None:
         )
     if not 0 < cfg.attack.eps <= 255 or cfg.attack.steps < 1 or not cfg.attack.stride > 0:
         raise InputError("attack: eps in (0, 255], steps >= 1 and stride > 0 are needed")
-    hardened.train(cfg, "experiments.adversarial_train", partial(_defence, cfg))
+    if cfg.attack.heap < 1 or cfg.train.batch % cfg.attack.heap:
+        raise InputError(f"attack.heap: {cfg.train.batch} images a step are no whole number of {cfg.attack.heap}")
+    if cfg.attack.heap > 1 and (cfg.attack.ranged or cfg.method == "trades"):
+        raise InputError("attack.heap: needs --attack.no-ranged, and is not for trades")
+    if (cfg.copies is None) == (cfg.method == "offline"):
+        raise InputError("copies: the detector that --method offline attacks the training set on, and for it alone")
+    copied = None if cfg.copies is None else partial(_copied, cfg, detectors.load(cfg.copies))
+    hardened.train(cfg, "experiments.adversarial_train", partial(_defence, cfg), copied)
 
 
 def _defence(cfg: Config, detector: Detector) -> Callable[[LossFn], LossFn]:
-    one, trades = cfg.attack, cfg.method == "trades"
-    up = defences.kl if trades else None
-    attacker = defences.climb(one.eps / 255, one.steps, one.stride, one.start, one.ranged, up)
-
     def defend(loss: LossFn) -> LossFn:
-        if trades:
-            defended = defences.trades(loss, detector, attacker, cfg.beta)
+        if cfg.method == "trades":
+            defended = defences.trades(loss, detector, _attacker(cfg), cfg.beta)
+        elif cfg.method == "mixed":
+            defended = defences.mixed(loss, detector, _attacker(cfg), cfg.share)
         else:
-            defended = defences.mixed(loss, detector, attacker, cfg.share)
+            defended = loss
         return defences.gradient_norm(defended, detector, cfg.penalty) if cfg.penalty else defended
 
     return defend
+
+
+def _attacker(cfg: Config) -> Attacker:
+    one = cfg.attack
+    if one.heap > 1:
+        return defences.shared(one.eps / 255, one.steps, one.stride, one.heap)
+    up = defences.kl if cfg.method == "trades" else None
+    return defences.climb(one.eps / 255, one.steps, one.stride, one.start, one.ranged, up)
+
+
+def _copied(cfg: Config, loaded: Loaded, images: ImageSet) -> ImageSet:
+    forward = study.networks([loaded], cfg.size)[loaded.name].forward
+    return defences.fused(images, forward, _attacker(cfg), cfg.train.batch, cfg.train.seed)
 
 
 if __name__ == "__main__":

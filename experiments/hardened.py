@@ -7,9 +7,10 @@ import numpy as np
 from rich.console import Console
 
 from experiments import train_detector
-from experiments.train_detector import Defend, Judge
+from experiments.train_detector import Defend, Judge, Prepare
 from ffjax import hardness, run
 from ffjax.data import sets
+from ffjax.engine import Compute
 from ffjax.errors import InputError
 from ffjax.metrics import plain
 from ffjax.progress import step
@@ -26,19 +27,24 @@ class Config(train_detector.Config):
     """Validation images per class that are attacked, at most."""
 
 
-def train(cfg: Config, by: str, defend: Defend) -> None:
+def train(cfg: Config, by: str, defend: Defend, prepare: Prepare | None = None) -> None:
     """Trains, chooses the epoch by balanced accuracy under PGD on validation images, and writes OUT/robust.json: what
     holds of the test splits."""
     if not 0 <= cfg.eps <= 255 or cfg.validation < 1:
         raise InputError(f"eps: from 0 to 255, validation: at least 1; got {cfg.eps}, {cfg.validation}")
     console, eps = Console(), cfg.eps / 255
-
-    def score(forward: Forward, held: ImageSet) -> float:
-        some = sets.limited(held, cfg.validation, sorted(np.unique(held.labels)))
-        return hardness.balanced(hardness.held(forward, some, eps, cfg.compute).pgd, some.labels)
-
-    forward, tests = train_detector.main(cfg, by, defend, Judge("pgd_accuracy", score))
+    forward, tests = train_detector.main(cfg, by, defend, judge(eps, cfg.validation, cfg.compute), prepare)
     with step(console, f"PGD inside {cfg.eps:g}/255 on the test splits"):
         found = {name: hardness.measured(forward, data, eps, cfg.compute) for name, data in tests.items()}
     run.write_json(cfg.out / "robust.json", {"eps": cfg.eps, "steps": hardness.STEPS, "test": plain(found)})
     hardness.show(console, found, eps)
+
+
+def judge(eps: float, images: int, compute: Compute) -> Judge:
+    """Balanced accuracy under PGD inside eps, in [0,1] units, on that many validation images of either class."""
+
+    def score(forward: Forward, held: ImageSet) -> float:
+        some = sets.limited(held, images, sorted(np.unique(held.labels)))
+        return hardness.balanced(hardness.held(forward, some, eps, compute).pgd, some.labels)
+
+    return Judge("pgd_accuracy", score)

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from ffjax import checkpoint, detectors, run, train
+from ffjax import checkpoint, detectors, events, run, train
 from ffjax.data import patches, sets
 from ffjax.data.jpeg_history import history_scorer
 from ffjax.detectors import weights
@@ -32,6 +32,7 @@ from ffjax.train import TrainConfig
 from ffjax.types import Detector, Forward, ImageSet, LossFn, Variables
 
 Defend = Callable[[Detector], Callable[[LossFn], LossFn]]
+Prepare = Callable[[ImageSet], ImageSet]
 
 
 class Judge(NamedTuple):
@@ -65,6 +66,8 @@ class Config:
     start: str | None = None
     """Weights to start from, ARCHITECTURE:WEIGHTS-FILE or a shipped name; random by default."""
     train: TrainConfig = field(default_factory=TrainConfig)
+    tensorboard: bool = False
+    """Whether curves are also written for TensorBoard, to OUT/tensorboard (extra `tensorboard`)."""
     out: Path = Path("runs/train_detector")
     compute: Compute = field(default_factory=Compute)
 
@@ -74,14 +77,17 @@ def main(
     by: str = "experiments.train_detector",
     defend: Defend = lambda detector: lambda loss: loss,
     judge: Judge | None = None,
+    prepare: Prepare | None = None,
 ) -> tuple[Forward, dict[str, ImageSet]]:
     """Trains, selects the epoch on validation images (by clean AUC, or `judge`), and reports the test splits once, at
     the end; the detector, and those splits. by: the driver whose command line asked for it, as the weights' header will
-    say. defend: detector -> what is done to its loss."""
+    say. defend: detector -> what is done to its loss. prepare: what is done to the training images, once."""
     console = Console()
     console.print(f"ffjax: training {cfg.arch} on {cfg.data} -> {cfg.out}", highlight=False)
     detector, options = _detector(cfg)
     train.check(cfg.train)
+    if cfg.tensorboard:
+        events.check()
     run.check(cfg.out, cfg)
     with step(console, "loading images (the embedded sets are generated at first use)"):
         images = sets.load(cfg.data, "train", cfg.size, cfg.images)
@@ -92,6 +98,9 @@ def main(
             raise InputError(f"{name} images are {data.images.shape[1:]}, and {cfg.arch} takes {detector.shape}")
     history = _history(cfg, images, tests)
     folder = run.open_run(cfg.out, cfg)
+    if prepare is not None:
+        with step(console, "preparing training images"):
+            images = prepare(images)
 
     def forward(variables: Variables) -> Forward:
         return jax.tree_util.Partial(detector.apply, variables)
@@ -103,11 +112,14 @@ def main(
 
     shots, write = checkpoint.snapshots(folder / "checkpoints"), run.logbook(folder)
     steps = cfg.train.epochs * -(-len(images.labels) // cfg.train.batch)
-    with stage(console, cfg.out.name, steps) as tell:
+    drawn = folder.folder / "tensorboard" if cfg.tensorboard else None
+    with stage(console, cfg.out.name, steps) as tell, events.curves(drawn) as draw:
 
         def watch(done: int, infos: train.TrainInfo, score: float | None) -> None:
             row = {"step": done, "loss": float(np.mean(infos.loss)), "accuracy": float(np.mean(infos.accuracy))}
-            write([row | ({} if score is None else {f"validation_{chosen_by.name}": score})])
+            row |= {} if score is None else {f"validation_{chosen_by.name}": score}
+            write([row])
+            draw(row)
             told = "" if score is None else f", validation {chosen_by.name} {score:.3f}"
             tell(done, f"loss {row['loss']:.3f}{told}")
 

@@ -4,6 +4,7 @@ A Runner is `(batch, eps (B,), seed) -> AttackResult`, all on the host: what `en
 Restarts, ensembles and the search for the smallest bound are functions from runners to runners.
 """
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypeVar, get_args, get_origin
@@ -11,7 +12,7 @@ from typing import Any, Literal, NamedTuple, TypeVar, get_args, get_origin
 import numpy as np
 
 from ffjax import engine
-from ffjax.attacks import ATTACKS
+from ffjax.attacks import ATTACKS, Attack
 from ffjax.attacks.lattice import on_grid
 from ffjax.detectors import chosen
 from ffjax.engine import Compute
@@ -85,8 +86,13 @@ def built(
     entry = ATTACKS[name]
     if norm not in entry.norms:
         raise InputError(f"{name} knows no {norm}; it knows {', '.join(entry.norms)}")
-    aim = goal(entry.loss)
-    process = entry.build(aim, norm, **chosen_options(name, options or {}))
+    return _built(entry, norm, goal(entry.loss), tuple(chosen_options(name, options or {}).items()), grid)
+
+
+@functools.lru_cache(maxsize=256)
+def _built(entry: Attack, norm: str, aim: Goal, options: tuple[tuple[str, Any], ...], grid: bool) -> Process:
+    """One process for the same words, so that attacks on several detectors share a compilation."""
+    process = entry.build(aim, norm, **dict(options))
     if not grid:
         return process
     guide = "gradient" if entry.needs == "gradients" else "displacement"

@@ -5,6 +5,7 @@ logits, and on two classes "away from the label" and "towards the other class" a
 here is both targeted and untargeted.
 """
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -14,8 +15,10 @@ from ffjax.objectives import margin
 from ffjax.types import Array, Batch, Goal, Outputs
 
 
+@functools.lru_cache(maxsize=64)
 def verdict(loss: str = "margin", *, confidence: float = 0.0, threshold: float = 0.0) -> Goal:
-    """The wrong verdict: fakes called real and reals called fake.
+    """The wrong verdict: fakes called real and reals called fake. The same functions for the same words, so that
+    attacks on several detectors share a compilation.
 
     loss: a key of VERDICT_LOSSES. confidence (logit units, >= 0): how far past the threshold an image must lie to
     count. threshold: the margin above which the detector says fake.

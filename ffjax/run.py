@@ -22,7 +22,7 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-HOW = ("compute", "out")
+HOW = ("compute", "out", "tensorboard")
 """Fields of a config that say how or where, not what: a run may be resumed with others."""
 
 

@@ -23,7 +23,8 @@ class TrainConfig:
     """What is trained: epochs over the split, images a step, Adam's peak rate (cosine decay to 0), decay of the running
     average of the weights (what is validated and kept; 0 for the last step's), seed of weights and batches, the type
     that the training forward computes in (see `at_precision`), the weight of the mask's loss beside the verdict's
-    (where network and data have masks), and the variations of the images."""
+    (where network and data have masks), batches whose gradients are averaged before the weights move, epochs without
+    a better validation score after which training ends (0: none), and the variations of the images."""
 
     epochs: int = 24
     batch: int = 32
@@ -32,14 +33,16 @@ class TrainConfig:
     seed: int = 0
     precision: Literal["float32", "bfloat16"] = "float32"
     mask: float = 1.0
+    accumulate: int = 1
+    patience: int = 0
     augment: Augment = field(default_factory=Augment)
 
 
 def check(config: TrainConfig) -> None:
     """InputError for settings that no training can use."""
-    for name in ("epochs", "batch"):
-        if getattr(config, name) < 1:
-            raise InputError(f"train.{name}: must be at least 1, got {getattr(config, name)}")
+    for name, least in (("epochs", 1), ("batch", 1), ("accumulate", 1), ("patience", 0)):
+        if getattr(config, name) < least:
+            raise InputError(f"train.{name}: must be at least {least}, got {getattr(config, name)}")
     if not config.rate > 0 or not 0 <= config.average < 1 or config.mask < 0 or not 0 <= config.seed < 2**32:
         told = f"{config.rate}, {config.average}, {config.mask}, {config.seed}"
         raise InputError(
@@ -52,13 +55,15 @@ class Diverged(InputError):
 
 
 class TrainState(NamedTuple):
-    """variables and optimiser now; their running average; the best average by validation score, and that score ()."""
+    """variables and optimiser now; their running average; the best average by validation score, that score (), and the
+    number of steps () after which it was."""
 
     variables: Variables
     optimiser: Any
     average: Variables
     best: Variables
     best_score: Array
+    best_step: Array
 
 
 class TrainInfo(NamedTuple):
@@ -148,7 +153,9 @@ def fit(
     """
     epoch_steps = -(-len(data.labels) // config.batch)
     steps = epoch_steps * config.epochs
-    optimiser = optax.adam(optax.cosine_decay_schedule(config.rate, steps))
+    optimiser = optax.adam(optax.cosine_decay_schedule(config.rate, -(-steps // config.accumulate)))
+    if config.accumulate > 1:
+        optimiser = optax.MultiSteps(optimiser, config.accumulate).gradient_transformation()
     loss = defend(cross_entropy(at_precision(detector, config.precision), config.mask))
     step = make_step(loss, optimiser, config.average)
     key_init, key_steps = jax.random.split(jax.random.key(config.seed))
@@ -160,7 +167,7 @@ def fit(
         )
 
     done, state = snapshots.restore(devices.replicate(_start(detector, optimiser, key_init), on))
-    while (good := done) < steps:
+    while (good := done) < steps and not _settled(state, done, config.patience * epoch_steps):
         end = min(steps, done + epoch_steps)
         run = engine.drive(step, state, (key_steps,), end, compute, inputs=inputs, start=done)
         for done, state, infos in run:  # noqa: B007  (the last one counts)
@@ -170,10 +177,19 @@ def fit(
         if score > float(state.best_score):
             # a copy: the state is donated to the next step, and no two of its leaves may share a buffer
             best = jax.tree.map(jnp.copy, state.average)
-            state = state._replace(best=best, best_score=jnp.full_like(state.best_score, score))
+            state = state._replace(
+                best=best,
+                best_score=jnp.full_like(state.best_score, score),
+                best_step=jnp.full_like(state.best_step, done),
+            )
         snapshots.save(done, state)
         watch(done, infos, score)
     return jax.tree.map(np.asarray, state.best), float(state.best_score)
+
+
+def _settled(state: TrainState, done: int, patience: int) -> bool:
+    """Whether validation has not improved for `patience` steps; never for 0."""
+    return bool(patience) and bool(np.isfinite(state.best_score)) and done - int(state.best_step) >= patience
 
 
 def _check_finite(done: int, infos: TrainInfo, good: int) -> None:
@@ -187,4 +203,5 @@ def _check_finite(done: int, infos: TrainInfo, good: int) -> None:
 def _start(detector: Detector, optimiser: optax.GradientTransformation, key: Array) -> TrainState:
     variables = jax.jit(detector.init)(key)
     average, best = (jax.tree.map(jnp.copy, variables) for _ in range(2))
-    return TrainState(variables, optimiser.init(variables["params"]), average, best, jnp.float32(-jnp.inf))
+    never = jnp.float32(-jnp.inf), jnp.int32(0)
+    return TrainState(variables, optimiser.init(variables["params"]), average, best, *never)

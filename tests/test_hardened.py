@@ -27,6 +27,8 @@ def words(pictures, out, *more):
         (gradnorm_train, ["--weight", "0.05"]),
         (adversarial_train, ["--attack.eps", "4", "--penalty", "0.05"]),
         (adversarial_train, ["--method", "trades", "--attack.steps", "2", "--attack.start", "near"]),
+        (adversarial_train, ["--attack.heap", "4", "--attack.no-ranged"]),
+        (adversarial_train, ["--method", "offline", "--copies", "meso4-a0"]),
     ],
 )
 def test_it_trains_chooses_under_attack_and_says_what_holds(driver, more, pictures, tmp_path, monkeypatch, capsys):
@@ -55,6 +57,10 @@ def test_it_trains_chooses_under_attack_and_says_what_holds(driver, more, pictur
         (adversarial_train, ["--share", "2"], "share"),
         (adversarial_train, ["--attack.steps", "0"], "steps"),
         (adversarial_train, ["--eps", "300"], "eps"),
+        (adversarial_train, ["--attack.heap", "3", "--attack.no-ranged"], "heap: 16 images"),
+        (adversarial_train, ["--attack.heap", "4"], "no-ranged"),
+        (adversarial_train, ["--method", "offline"], "copies"),
+        (adversarial_train, ["--copies", "meso4-a0"], "copies"),
     ],
 )
 def test_what_cannot_be_done_is_refused_in_one_line(driver, more, told, pictures, tmp_path, monkeypatch, capsys):

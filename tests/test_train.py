@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from toys import SIZE, TOY
+from toys import SIZE, TOY, linear
 
 from ffjax import checkpoint, train
 from ffjax.data.augment import Augment
@@ -192,3 +192,38 @@ def test_a_mask_adds_its_own_cross_entropy_and_only_where_there_are_true_masks()
 def test_settings_that_no_training_can_use_are_refused(wrong):
     with pytest.raises(InputError, match=f"train[.:].*{next(iter(wrong))}"):
         train.check(TrainConfig(**wrong))
+
+
+def test_training_ends_when_validation_has_not_improved_for_as_long_as_asked(tmp_path):
+    """The second epoch is the best and two more are waited for; taken up again it trains no further."""
+    config = TrainConfig(epochs=9, batch=16, rate=1e-2, augment=PLAIN, patience=2)
+    scores, steps = iter([0.5, 0.6, 0.6, 0.1]), []
+    variables, score = trained(tmp_path, config, lambda v: next(scores), lambda done, *told: steps.append(done))
+    assert score == pytest.approx(0.6) and max(steps) == 4 * 4
+    again, same = trained(tmp_path, config, lambda v: next(scores), lambda done, *told: steps.append(10**9))
+    assert max(steps) == 4 * 4 and same == score
+    jax.tree.map(np.testing.assert_array_equal, again, variables)
+
+
+def test_accumulated_gradients_are_those_of_one_larger_batch():
+    """Weights move once in two steps, by the mean of both gradients: as with twice the batch."""
+    whole, key = batch_at(reddish(), 16, 0, 0), jax.random.key(1)
+    halves = [jax.tree.map(lambda x, k=k: x[8 * k : 8 * k + 8], whole) for k in range(2)]
+    detector = linear()
+    start = detector.init(jax.random.key(0))
+
+    def run(optimiser, batches):
+        state = train.TrainState(start, optimiser.init(start["params"]), start, start, jnp.float32(0), jnp.int32(0))
+        step = jax.jit(train.make_step(train.cross_entropy(detector), optimiser))
+        for i, batch in enumerate(batches):
+            state, _ = step(i, state, batch, key)
+        return state.variables["params"]
+
+    parts = optax.MultiSteps(optax.adam(1e-2), 2).gradient_transformation()
+    jax.tree.map(partial(np.testing.assert_allclose, atol=1e-6), run(parts, halves), run(optax.adam(1e-2), [whole]))
+    jax.tree.map(np.testing.assert_array_equal, run(parts, halves[:1]), start["params"])
+
+
+def test_it_learns_from_accumulated_gradients(tmp_path):
+    _, score = trained(tmp_path, TrainConfig(epochs=20, batch=8, rate=3e-2, augment=PLAIN, accumulate=2))
+    assert score > 0.95

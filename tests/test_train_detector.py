@@ -1,12 +1,14 @@
 """The training driver on a small run: it learns, reports, and what it writes loads as a detector."""
 
 import json
+import struct
 
 import driven
 import ground
 import numpy as np
 import pytest
 from PIL import Image
+from tensorboardX.proto import event_pb2
 
 from experiments import train_detector
 from experiments.train_detector import Config, main
@@ -38,7 +40,7 @@ def test_options_reach_the_network_and_the_file_and_patches_show_what_their_hist
 def test_it_learns_and_ships_what_it_learnt(pictures, tmp_path, monkeypatch, capsys):
     out = tmp_path / "made-0"
     words = ["--arch", "meso4", "--size", "32", "--data", str(pictures), "--others", "--dropout", "0.1"]
-    words += ["--train.epochs", "15", "--train.batch", "16", "--train.rate", "1e-2", "--out", str(out)]
+    words += ["--train.epochs", "15", "--train.batch", "16", "--train.rate", "1e-2", "--out", str(out), "--tensorboard"]
     driven.drive(monkeypatch, train_detector, words)
 
     loaded = detectors.load(f"meso4:{out}/weights.safetensors")
@@ -46,9 +48,23 @@ def test_it_learns_and_ships_what_it_learnt(pictures, tmp_path, monkeypatch, cap
     results = json.loads((out / "results.json").read_text())
     assert results["test"]["pictures"]["clean_accuracy"]["value"] >= 0.95
     assert loaded.meta["test"] == results["test"] and "--train.epochs 15" in loaded.meta["command"]
-    losses = [json.loads(line)["loss"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    losses = [row["loss"] for row in rows]
+    told = [(row["step"], name, np.float32(x)) for row in rows for name, x in row.items() if name != "step"]
+    assert [(step, name, np.float32(x)) for step, name, x in scalars(out / "tensorboard")] == told
     assert losses[-1] < 0.5 * losses[0]
     assert "pictures test (n = 40)" in capsys.readouterr().out
+
+
+def scalars(folder):
+    """(step, name, value) of the only events file in the folder, record by record."""
+    (file,) = folder.iterdir()
+    data, at = file.read_bytes(), 0
+    while at < len(data):
+        (size,) = struct.unpack_from("<Q", data, at)  # then a checksum, the record, and its checksum
+        event = event_pb2.Event.FromString(data[at + 12 : at + 12 + size])
+        at += size + 16
+        yield from ((event.step, value.tag, value.simple_value) for value in event.summary.value)
 
 
 @pytest.fixture

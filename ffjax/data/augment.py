@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
+from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from ffjax.data import codecs
@@ -14,7 +15,8 @@ class Augment:
     """Probability of each variation, and its range; a probability of 0 switches it off.
 
     flip: left-right. shift: moved by up to shift_pixels each way, the border repeated. jpeg: recompressed at a quality
-    drawn from jpeg_quality. blur: Gaussian of sigma up to blur_sigma pixels. noise: Gaussian of sd up to
+    drawn from jpeg_quality. blur: Gaussian of sigma up to blur_sigma pixels. resize: to a share of its sides drawn
+    from resize_scale and back (Pillow, bilinear). noise: Gaussian of sd up to
     noise_sd / 255. light: gain and offset of up to +-light_range.
     """
 
@@ -25,6 +27,8 @@ class Augment:
     jpeg_quality: tuple[int, int] = (75, 95)
     blur: float = 0.0
     blur_sigma: float = 0.7
+    resize: float = 0.0
+    resize_scale: tuple[float, float] = (0.5, 1.0)
     noise: float = 0.0
     noise_sd: float = 3.0
     light: float = 0.5
@@ -69,7 +73,18 @@ def _varied(image: np.ndarray, config: Augment, rng: np.random.Generator) -> np.
     if rng.random() < config.blur:
         sigma = rng.uniform(0, config.blur_sigma)
         image = gaussian_filter(image, (sigma, sigma, 0))
+    if config.resize and rng.random() < config.resize:  # asked first: without it the draws are those of before
+        image = _resized(image, rng.uniform(*config.resize_scale))
     if rng.random() < config.noise:
         sd = rng.uniform(0, config.noise_sd / 255)
         image = image + np.float32(sd) * rng.standard_normal(image.shape, np.float32)
     return image
+
+
+def _resized(image: np.ndarray, scale: float) -> np.ndarray:
+    """Down to that share of its sides and back."""
+    height, width = image.shape[:2]
+    small = (max(1, round(width * scale)), max(1, round(height * scale)))
+    planes = [Image.fromarray(plane).resize(small, Image.Resampling.BILINEAR) for plane in np.moveaxis(image, -1, 0)]
+    back = [np.asarray(plane.resize((width, height), Image.Resampling.BILINEAR)) for plane in planes]
+    return np.stack(back, axis=-1)

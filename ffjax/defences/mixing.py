@@ -7,11 +7,15 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ffjax import balls
+from ffjax.data import codecs
 from ffjax.defences.penalties import RowLoss
+from ffjax.errors import InputError
+from ffjax.individual import batch_of
 from ffjax.objectives import cross_entropy
-from ffjax.types import Array, Batch, Detector, Forward, LossFn, Variables
+from ffjax.types import Array, Batch, Detector, Forward, ImageSet, LossFn, Variables
 
 Attacker = Callable[[Forward, Batch, Array], Array]
 """(forward, batch, key) -> images (B, H, W, 3) in [0, 1], of which nothing is differentiated."""
@@ -55,6 +59,35 @@ def climb(
             slope = jax.grad(lambda d: jnp.sum(climbed(forward(clean + d), batch)))(delta)
             delta = project(delta + stride * wide * jnp.sign(slope), bound, -clean, 1 - clean)
         return jax.lax.stop_gradient(clean + delta)
+
+    return attack
+
+
+def shared(eps: Array | float, steps: int = 1, stride: float = 1.0, heap: int = 8) -> Attacker:
+    """As `climb` from a uniform start, with one perturbation for each `heap` neighbouring rows: sign steps up the sum
+    of their cross-entropies.
+
+    Shared adversarial training (Mummadi et al., ICCV 2019), which they propose against universal perturbations; with
+    steps=1 it costs one gradient. Every perturbation is inside eps in l_inf, every image shown inside [0, 1]. The draw
+    is folded from key and the heap's first id. InputError unless the batch is a whole number of heaps.
+    """
+
+    def attack(forward: Forward, batch: Batch, key: Array) -> Array:
+        clean = jnp.asarray(batch.images)
+        if heap < 1 or len(clean) % heap:
+            raise InputError(f"heap: a batch of {len(clean)} is no whole number of heaps of {heap}")
+        keys = jax.vmap(partial(jax.random.fold_in, jax.random.fold_in(key, _START)))(batch.ids[::heap])
+        draw = partial(jax.random.uniform, shape=clean.shape[1:], dtype=clean.dtype, minval=-1.0, maxval=1.0)
+        delta = eps * jax.vmap(draw)(keys)
+
+        def shown(delta: Array) -> Array:
+            return jnp.clip(clean + jnp.repeat(delta, heap, axis=0), 0, 1)
+
+        for _ in range(steps):
+            slope = jax.grad(lambda x: jnp.sum(cross_entropy(forward(x), batch)))(shown(delta))
+            together = jnp.sum(slope.reshape(-1, heap, *clean.shape[1:]), axis=1)
+            delta = jnp.clip(delta + stride * eps * jnp.sign(together), -eps, eps)
+        return jax.lax.stop_gradient(shown(delta))
 
     return attack
 
@@ -104,6 +137,21 @@ def trades(loss: LossFn, detector: Detector, attacker: Attacker, weight: Array |
         return losses[: len(clean)] + weight * divergence(clean, attacked), (clean, variables)
 
     return both
+
+
+def fused(data: ImageSet, forward: Forward, attacker: Attacker, rows: int, seed: int = 0) -> ImageSet:
+    """The set, and after it a copy attacked once and for all on `forward`, as 8-bit images: the other reading of the
+    third paper's fusion (PAPERS.md 3.3, 'offline'). rows: images a batch."""
+    key, attack = jax.random.key(seed), jax.jit(attacker)
+    copies = []
+    for start in range(0, len(data.labels), rows):
+        ids = np.arange(start, start + rows)
+        batch = batch_of(data, np.minimum(ids, len(data.labels) - 1))  # one shape for all, one compilation
+        copies.append(np.asarray(codecs.to_uint8(attack(forward, batch, key)))[ids < len(data.labels)])
+    twice = [None if x is None else np.concatenate([x, x]) for x in (data.labels, data.groups, data.masks)]
+    names = (*data.names, *(f"{name}-attacked" for name in data.names))
+    images = np.concatenate([data.images, *copies])
+    return data._replace(images=images, labels=twice[0], groups=twice[1], masks=twice[2], names=names)
 
 
 def _attacked(detector: Detector, attacker: Attacker, variables: Variables, batch: Batch, key: Array) -> Batch:

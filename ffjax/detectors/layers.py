@@ -226,8 +226,10 @@ def _check_images(images: Array, shape: tuple[int, int, int]) -> None:
         )
 
 
+@functools.lru_cache(maxsize=64)
 def at_size(detector: Detector, size: int) -> Detector:
-    """The same detector, fed size x size images: they are resized (bilinear, antialiased) to its own size inside.
+    """The same detector, fed size x size images: they are resized (bilinear, antialiased) to its own size inside; the
+    same functions each time, so that two sets of weights share a compilation.
 
     The variables stay the same. The detector itself is returned if that is already its size.
     """

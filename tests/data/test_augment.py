@@ -7,7 +7,7 @@ from ffjax.data.augment import Augment, augmented
 from ffjax.types import Batch
 
 OFF = Augment(flip=0, shift=0, jpeg=0, blur=0, noise=0, light=0)
-ALL = Augment(flip=1, shift=1, jpeg=1, blur=1, noise=1, light=1)
+ALL = Augment(flip=1, shift=1, jpeg=1, blur=1, resize=1, noise=1, light=1)
 
 
 def batch(rows: int = 6, channels: int = 3) -> Batch:
@@ -58,3 +58,14 @@ def test_a_shift_repeats_the_border_and_keeps_the_middle():
         padded = np.pad(original, ((2, 2), (2, 2), (0, 0)), mode="edge")
         places = [(y, x) for y in range(5) for x in range(5) if np.array_equal(padded[y : y + 16, x : x + 16], image)]
         assert len(places) == 1
+
+
+def test_resizing_there_and_back_loses_fine_texture_and_keeps_planes():
+    settings = Augment(flip=0, shift=0, jpeg=0, light=0, resize=1, resize_scale=(0.5, 0.5))
+    some = batch()
+    images = np.array(some.images)
+    images[0] = 0.3
+    images[1] = np.indices((16, 16)).sum(axis=0)[..., None] % 2  # the finest there is
+    found = np.asarray(augmented(some._replace(images=images), settings, 0, 0).images)
+    np.testing.assert_allclose(found[0], 0.3, atol=1e-6)
+    np.testing.assert_allclose(found[1][1:-1, 1:-1], 0.5, atol=0.01)

@@ -7,8 +7,11 @@ import pytest
 import toys
 
 from ffjax import defences, train
+from ffjax.data import codecs
 from ffjax.data.batches import batch_at
 from ffjax.defences import mixing
+from ffjax.errors import InputError
+from ffjax.individual import batch_of
 from ffjax.objectives import cross_entropy
 from ffjax.types import Batch
 
@@ -132,3 +135,46 @@ def test_masks_are_attacked_and_trained_on_too():
     assert (np.asarray(masked) > np.asarray(plain)).all()
     with_masks, without = (defences.climb(EPS)(two, some, KEY) for some in (data, data._replace(masks=None)))
     assert not np.array_equal(with_masks, without)
+
+
+@pytest.mark.parametrize("steps", [0, 1, 3])
+def test_a_shared_perturbation_is_one_for_its_heap_and_inside_the_bound(steps):
+    some = batch()
+    some = some._replace(images=0.3 + 0.4 * np.asarray(some.images))  # clear of black and white, which would cut it
+    made = np.asarray(defences.shared(EPS, steps, 0.5, heap=4)(FORWARD, some, KEY)) - some.images
+    assert np.abs(made).max() <= EPS * (1 + 1e-5)
+    for heap in (made[:4], made[4:]):
+        np.testing.assert_allclose(heap, heap[:1].repeat(4, axis=0), atol=1e-6)
+    assert np.abs(made[0] - made[4]).max() > 0.01
+
+
+def test_a_shared_perturbation_climbs_the_heaps_own_loss_and_alone_it_is_climbs():
+    some = batch()
+    losses = [
+        cross_entropy(FORWARD(defences.shared(EPS, k, 0.25, heap=4)(FORWARD, some, KEY)), some).mean()
+        for k in (0, 2, 8)
+    ]
+    assert losses[0] < losses[1] < losses[2]
+    inner = some._replace(images=0.3 + 0.4 * np.asarray(some.images))
+    alone, each = (
+        attack(FORWARD, inner, KEY)
+        for attack in (defences.shared(EPS, 2, 0.5, heap=1), defences.climb(EPS, 2, 0.5, "uniform"))
+    )
+    np.testing.assert_allclose(alone, each, atol=1e-6)
+
+
+def test_what_is_no_whole_number_of_heaps_is_refused():
+    with pytest.raises(InputError, match="heap: a batch of 8 is no whole number of heaps of 3"):
+        defences.shared(EPS, heap=3)(FORWARD, batch(), KEY)
+
+
+def test_a_fused_set_is_the_set_and_its_attacked_copy():
+    data = toys.images(20)
+    twice = defences.fused(data, FORWARD, defences.climb(EPS), rows=8)
+    assert len(twice.labels) == 40 and len(set(twice.names)) == 40
+    np.testing.assert_array_equal(twice.images[:20], data.images)
+    for field in ("labels", "groups"):
+        np.testing.assert_array_equal(getattr(twice, field), np.tile(getattr(data, field), 2))
+    whole = batch_of(data, np.arange(20))
+    expected = codecs.to_uint8(np.asarray(defences.climb(EPS)(FORWARD, whole, KEY)))
+    np.testing.assert_array_equal(twice.images[20:], expected)

@@ -1,0 +1,135 @@
+"""zhao_defence as a user runs it, on pictures that are easy to tell apart; and its sums by hand."""
+
+import json
+
+import ground
+import numpy as np
+import pytest
+from driven import drive, refusal
+
+from experiments import zhao_defence
+from ffjax import zhao, zhao_table
+from ffjax.zhao_table import Candidate
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    return ground.pictures(tmp_path_factory.mktemp("p") / "pictures", 80, ("train", "train", "validation", "test"))
+
+
+def words(pictures, out, *more):
+    given = [
+        "--data",
+        str(pictures),
+        "--size",
+        "32",
+        "--train.epochs",
+        "3",
+        "--train.batch",
+        "16",
+        "--train.rate",
+        "1e-2",
+    ]
+    given += ["--weights", "0.05", "0.1", "--shares", "0.5", "--seeds", "0", "--bounds", "0.25", "2", "--few", "4"]
+    return [*given, "--compute.batch", "16", "--out", str(out), *more]
+
+
+@pytest.mark.slow
+def test_it_trains_attacks_claims_and_taken_up_again_ends_the_same(pictures, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "made"
+    drive(monkeypatch, zhao_defence, words(pictures, out))
+    told = capsys.readouterr().out
+    assert "constant classifier: 50 %" in told and "erased" in told and "chosen" in told
+    found = json.loads((out / "results.json").read_text())["data"]["pictures"]
+    assert [c["defence"] for c in found["candidates"]] == ["plain", "penalty", "penalty", "mix", "both"]
+    assert sum(c["chosen"] for c in found["candidates"]) == 4
+    assert {e["look"] for e in found["entries"]} == {"fgsm", "pgd-20", "pgd-100", "transfer", "pgd-100 x 5", "auto"}
+    for e in found["entries"]:
+        assert e["accuracy"]["value"] <= e["clean"]["value"]
+        assert e["accuracy"]["n"] == (8 if e["look"] in ("auto", "pgd-100 x 5") else 20)
+    assert set(found["verdicts"]) == {"penalty", "mix", "both"} and len(found["claims"]) == 3
+    assert all((out / f"figures/pictures-{name}.png").stat().st_size > 5000 for name in ("accuracy", "loss"))
+    ledgers = {path: path.read_bytes() for path in out.glob("cells/**/ledger.jsonl")}
+    assert len(ledgers) == 4 * (3 * 2 + 2)
+
+    victim = next(iter(ledgers))
+    victim.write_bytes(b"".join(ledgers[victim].splitlines(keepends=True)[:5]))
+    (out / "results.json").unlink()
+    drive(monkeypatch, zhao_defence, words(pictures, out))
+    assert json.loads((out / "results.json").read_text())["data"]["pictures"] == found
+    assert "made with other settings" in refusal(
+        monkeypatch, capsys, zhao_defence, words(pictures, out, "--mix.eps", "1")
+    )
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (["--eps", "3"], "eps: must be one of the bounds"),
+        (["--weights", "0"], "0 is plain training"),
+        (["--shares", "0.5", "1.5"], "at most 1"),
+        (["--seeds", "1", "1"], "no two alike"),
+        (["--mix.steps", "0"], "mix.steps"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_in_one_line(more, told, pictures, tmp_path, monkeypatch, capsys):
+    assert told in refusal(monkeypatch, capsys, zhao_defence, words(pictures, tmp_path / "out", *more))
+    assert not (tmp_path / "out").exists()
+
+
+def row(k, label, clean, attacked=None, carried=None):
+    """A ledger's row; attacked None: called wrongly as it is."""
+    found = {"id": k, "label": label, "group": k}
+    if attacked is None:
+        return found | {"margin": clean}
+    margins = {"clean": {"float": clean}, "noise": {"float": clean}, "attacked": {"float": attacked}}
+    return found | {"margins": margins, "transfer": {"attacked": {"float": {"mix": carried}}}}
+
+
+ROWS = [row(0, 1, 3.0, 1.0, -1.0), row(1, 1, 3.0, -1.0, 2.0), row(2, 0, -3.0, -2.0, -1.0), row(3, 0, 5.0)]
+
+
+def test_an_image_counts_where_it_is_called_rightly_clean_and_attacked():
+    np.testing.assert_array_equal(zhao.right(ROWS, "clean", "float"), [1, 1, 1, 0])
+    np.testing.assert_array_equal(zhao.right(ROWS, "attacked", "float"), [1, 0, 1, 0])
+
+
+def test_what_carries_over_is_judged_by_the_other_and_an_unattacked_image_as_it_is():
+    np.testing.assert_array_equal(zhao.carried(ROWS, np.array([1, 1, 1, 1]), "mix", "float"), [0, 1, 1, 1])
+    np.testing.assert_array_equal(zhao.carried(ROWS, np.array([1, 0, 1, 0]), "mix", "float"), [0, 0, 1, 0])
+
+
+@pytest.mark.parametrize(
+    ("fakes", "reals", "held"),
+    [(9, 9, True), (10, 4, False), (6, 5, False), (5, 7, True)],  # of 10: all well; a class below half; both; enough
+)
+def test_held_needs_lift_both_classes_and_the_worse_one(fakes, reals, held):
+    look = next(look for look in zhao.looks([2.0], 2.0, False) if look.name == zhao.CLAIM)
+
+    def rows(fakes, reals):
+        right = [k % 10 < (fakes if k < 10 else reals) for k in range(20)]
+        side = [1 if k < 10 else -1 for k in range(20)]
+        return [row(k, int(k < 10), 3.0 * side[k], side[k] * (1 if right[k] else -1)) for k in range(20)]
+
+    seen = {("plain", 0): {look.cell: rows(1, 1)}, ("mix", 0): {look.cell: rows(fakes, reals)}}
+    found = zhao.verdict(seen, look, "mix", [0])
+    assert found.held == held and found.clean_loss == 0
+    assert found.lift == pytest.approx((fakes + reals - 2) / 20) and found.worst == min(fakes, reals) / 10
+
+
+def test_the_best_under_attack_is_chosen_among_those_that_lose_little():
+    plain = Candidate("plain", 0, 0, 0.95, 0.1, 1.0)
+    tried = [
+        Candidate("mix", 0, s, clean, pgd, 1.0)
+        for s, clean, pgd in ((0.2, 0.94, 0.4), (0.5, 0.91, 0.6), (0.8, 0.85, 0.8))
+    ]
+    assert [c.share for c in zhao_table.chosen(plain, tried) if c.chosen] == [0.5]
+    assert [c.share for c in zhao_table.chosen(plain, tried[2:]) if c.chosen] == [0.8]
+
+
+def test_the_surface_rises_along_the_gradient_of_a_linear_detector_and_begins_at_its_loss():
+    import toys
+
+    forward = toys.forward()
+    grid = zhao.surface(forward, toys.images(20), 0.01, count=8, side=5)
+    assert grid.shape == (5, 5) and (np.diff(grid[:, 2]) > 0).all()
