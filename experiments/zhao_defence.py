@@ -61,6 +61,8 @@ class Config:
     """Sets with train, validation and test splits: a, b, patches of photographs, or a CSV or folder."""
     size: int = 64
     """Image side in pixels."""
+    dropout: float | None = 0.2
+    """Share dropped before the dense layers in training; none for the architecture's own."""
     train: TrainConfig = field(default_factory=lambda: TrainConfig(epochs=10))
     weights: tuple[float, ...] = (0.03, 0.1, 0.3)
     """Of the penalty, of which validation chooses."""
@@ -178,7 +180,7 @@ def _trained(cfg: Config, folder: Run, spec: str, recipe: Recipe, seed: int) -> 
     out = folder.folder / f"models/{sets.short_name(spec)}/penalty{recipe.weight:g}-share{recipe.share:g}-{seed}"
     if not (out / "weights.safetensors").exists():
         asked = train_detector.Config(
-            arch=cfg.arch, data=spec, others=(), size=cfg.size, out=out, compute=cfg.compute,
+            arch=cfg.arch, data=spec, others=(), size=cfg.size, dropout=cfg.dropout, out=out, compute=cfg.compute,
             train=replace(cfg.train, seed=seed),
         )  # fmt: skip
         # plain training knows of no attack, and would keep its first epoch if it were chosen by one

