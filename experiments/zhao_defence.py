@@ -183,8 +183,8 @@ def _trained(cfg: Config, folder: Run, spec: str, recipe: Recipe, seed: int) -> 
             arch=cfg.arch, data=spec, others=(), size=cfg.size, dropout=cfg.dropout, out=out, compute=cfg.compute,
             train=replace(cfg.train, seed=seed),
         )  # fmt: skip
-        # plain training knows of no attack, and would keep its first epoch if it were chosen by one
-        judge = hardened.judge(cfg.eps / 255, cfg.few, cfg.compute) if any(recipe) else None
+        # under attack the epochs of plain training are all alike, and by AUC its threshold might not have settled yet
+        judge = hardened.judge(cfg.eps / 255 if any(recipe) else 0.0, cfg.few, cfg.compute)
         train_detector.main(asked, BY, partial(_defence, cfg.mix, recipe), judge)
     loaded = detectors.load(f"{cfg.arch}:{out / 'weights.safetensors'}")
     return study.networks([loaded], cfg.size)[loaded.name].forward
