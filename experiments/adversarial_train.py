@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from experiments import hardened
-from ffjax import defences, detectors, run, study
+from ffjax import attacked_copy, defences, detectors, run, study
 from ffjax.defences.mixing import Attacker, Start
 from ffjax.detectors import Loaded
 from ffjax.errors import InputError
@@ -101,7 +101,7 @@ def _attacker(cfg: Config) -> Attacker:
 
 def _copied(cfg: Config, loaded: Loaded, images: ImageSet) -> ImageSet:
     forward = study.networks([loaded], cfg.size)[loaded.name].forward
-    return defences.fused(images, forward, _attacker(cfg), cfg.train.batch, cfg.train.seed)
+    return attacked_copy.fused(images, forward, _attacker(cfg), cfg.train.batch, cfg.train.seed)
 
 
 if __name__ == "__main__":

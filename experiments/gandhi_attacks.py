@@ -17,9 +17,8 @@ from pathlib import Path
 from rich.console import Console
 
 from experiments import train_detector
-from ffjax import detectors, gandhi, gandhi_table, individual, run, study, train
+from ffjax import gandhi, gandhi_table, individual, run, study, train
 from ffjax.data import sets
-from ffjax.detectors import Loaded
 from ffjax.engine import Compute
 from ffjax.errors import InputError
 from ffjax.evaluate import margins
@@ -78,11 +77,11 @@ def main(cfg: Config) -> None:
         raise InputError(f"images: must be at least 1, got {cfg.images}")
     individual.check_seed(cfg.seed)
     run.check(cfg.out, cfg, more=GROWS)
-    given = {name: _load(name, file) for name, file in _files(cfg).items() if file is not None}
+    given = {name: gandhi.network(name, file) for name, file in _files(cfg).items() if file is not None}
     with step(console, "loading images (the embedded sets are generated at first use)"):
         test, held = (sets.load(cfg.data, split, cfg.size) for split in ("test", "validation"))
     folder = run.open_run(cfg.out, cfg, more=GROWS)
-    loaded = {name: given[name] if name in given else _load(name, _trained(cfg, name)) for name in _files(cfg)}
+    loaded = {name: given[name] if name in given else gandhi.network(name, _trained(cfg, name)) for name in _files(cfg)}
     networks = study.networks(list(loaded.values()), cfg.size)
     study.check_inputs(folder, networks, {"test": {"data": test}, "validation": {"data": held}}, gandhi.settings())
     for warning in study.save_networks(folder, list(loaded.values())):
@@ -114,13 +113,6 @@ def main(cfg: Config) -> None:
 
 def _files(cfg: Config) -> Mapping[str, str | None]:
     return {"vgg16": cfg.vgg, "resnet18": cfg.resnet}
-
-
-def _load(name: str, weights: str | Path) -> Loaded:
-    loaded = detectors.load(str(weights) if weights in detectors.shipped() else f"{name}:{weights}")
-    if loaded.meta["arch"] != name:
-        raise InputError(f"{weights}: weights of {loaded.meta['arch']}, not of {name}")
-    return loaded._replace(name=name)
 
 
 def _trained(cfg: Config, name: str) -> Path:

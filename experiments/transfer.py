@@ -4,7 +4,7 @@ noise of the same bound.
     python -m experiments.transfer
 
 Claim examined: universal perturbations carry to detectors and data they have not seen (Huang et al., ICIP 2020; no
-published figures to compare with). Individual attacks stand beside them. Cost: half an hour on 2 CPU cores (estimated);
+published figures to compare with). Individual attacks stand beside them. Cost: 43 minutes of one CPU core's time;
 killed and started again it goes on with the cell it was at. Result: runs/transfer/tables.txt, figures/, results.json
 """
 

@@ -13,10 +13,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from ffjax import campaign, goals, gradients, individual, metrics
+from ffjax import campaign, detectors, goals, gradients, individual, metrics
 from ffjax.attacks import lattice
 from ffjax.campaign import Plan
 from ffjax.data import sets
+from ffjax.detectors import Loaded
 from ffjax.engine import Compute
 from ffjax.errors import InputError
 from ffjax.evaluate import margins
@@ -87,6 +88,14 @@ class Line(NamedTuple):
     @property
     def name(self) -> str:
         return self.cell + ", full margin or nothing" * self.published
+
+
+def network(name: str, weights: str | Path) -> Loaded:
+    """Weights of that architecture, a file or a shipped name, named after it. InputError for another's."""
+    loaded = detectors.load(str(weights) if weights in detectors.shipped() else f"{name}:{weights}")
+    if loaded.meta["arch"] != name:
+        raise InputError(f"{weights}: weights of {loaded.meta['arch']}, not of {name}")
+    return loaded._replace(name=name)
 
 
 def check(setting: Setting) -> None:

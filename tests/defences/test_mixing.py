@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import toys
 
-from ffjax import defences, train
+from ffjax import attacked_copy, defences, train
 from ffjax.data import codecs
 from ffjax.data.batches import batch_at
 from ffjax.defences import mixing
@@ -170,7 +170,7 @@ def test_what_is_no_whole_number_of_heaps_is_refused():
 
 def test_a_fused_set_is_the_set_and_its_attacked_copy():
     data = toys.images(20)
-    twice = defences.fused(data, FORWARD, defences.climb(EPS), rows=8)
+    twice = attacked_copy.fused(data, FORWARD, defences.climb(EPS), rows=8)
     assert len(twice.labels) == 40 and len(set(twice.names)) == 40
     np.testing.assert_array_equal(twice.images[:20], data.images)
     for field in ("labels", "groups"):
