@@ -101,7 +101,7 @@ def main(cfg: Config) -> None:
     with step(console, "loading images (the embedded sets are generated at first use)"):
         splits = {split: sets.load_all(cfg.data, split, cfg.size) for split in ("train", "validation", "test")}
     folder = run.open_run(cfg.out, cfg)
-    study.check_inputs(folder, {}, splits, campaign.settings(zhao.looks(cfg.bounds, cfg.eps, True)[-1].plan))
+    study.check_inputs(folder, {}, splits, zhao.settings(zhao.looks(cfg.bounds, cfg.eps, cfg.full)))
     found = {}
     for spec, name in zip(cfg.data, splits["test"], strict=True):
         one = _examined(cfg, console, folder, spec, {split: given[name] for split, given in splits.items()})

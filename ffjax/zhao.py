@@ -75,6 +75,11 @@ def looks(bounds: Sequence[float], strong: float, full: bool) -> list[Look]:
     return found
 
 
+def settings(looks: Sequence[Look]) -> dict[str, str]:
+    """Of every attack, for study.check_inputs: what no flag of the driver says."""
+    return {f"{look.name}: {key}": told for look in looks for key, told in campaign.settings(look.plan).items()}
+
+
 def attack(
     folder: Path,
     look: Look,
