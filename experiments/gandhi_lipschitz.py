@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
+import jax
 from rich.console import Console
 
 from experiments import hardened, train_detector
@@ -39,8 +40,9 @@ from ffjax.gandhi import Setting
 from ffjax.lipschitz_table import Network
 from ffjax.progress import stage, step
 from ffjax.run import Run
-from ffjax.train import TrainConfig
+from ffjax.train import Diverged, TrainConfig
 from ffjax.types import Detector, Forward, ImageSet, LossFn
+from ffjax.zhao import Look
 from ffjax.zhao_table import Candidate
 
 BY = "experiments.gandhi_lipschitz"
@@ -98,34 +100,46 @@ def main(cfg: Config) -> None:
         test, held = (sets.load(cfg.data, split, cfg.size) for split in ("test", "validation"))
     folder = run.open_run(cfg.out, cfg, more=GROWS)
     networks = study.networks([vgg], cfg.size)
-    study.check_inputs(folder, networks, {"test": {"data": test}, "validation": {"data": held}}, gandhi.settings())
-    nets = {f"weight {w:g}" if w else "none": (w, _trained(cfg, folder, w)) for w in (0.0, *cfg.weights)}
+    seen = {
+        "test": {"data": test},
+        "validation": {"data": held},
+        "train": {"data": sets.load(cfg.data, "train", cfg.size)},
+    }
+    start = {} if cfg.start is None else study.networks([detectors.load(cfg.start)], cfg.size)
+    auto = next(look for look in zhao.looks([cfg.eps], cfg.eps, False) if look.name == "auto")
+    study.check_inputs(folder, networks | start, seen, gandhi.settings() | zhao.settings([auto]))
+    nets = _networks(cfg, console, folder)
     forwards = {"vgg16": networks["vgg16"].forward} | {name: forward for name, (_, forward) in nets.items()}
     said = {name: margins(forward, test.images, cfg.compute) for name, forward in forwards.items()}
-    fakes, right = gandhi.both_right(said, test, cfg.images, cfg.seed)
-    medians = {n: gandhi.median_margin(margins(f, held.images, cfg.compute), held) for n, f in forwards.items()}
+    clean = {name: gandhi.clean(margin, test) for name, margin in said.items()}
+    weak, needed = gandhi.incompetent(clean), ("vgg16", "none")
+    fit = [name for name in forwards if name not in weak or name in needed]
+    fakes, right = gandhi.both_right({name: said[name] for name in fit}, test, cfg.images, cfg.seed)
+    medians = {n: gandhi.median_margin(margins(forwards[n], held.images, cfg.compute), held) for n in fit}
     ledgers = []
     for cell in gandhi.cells(medians, setting):
         if cell.name not in ("fgsm", f"cw-{cfg.multiple:g}m"):
             continue
-        shown = forwards if cell.source == "vgg16" else {cell.source: forwards[cell.source]}
+        shown = {name: forwards[name] for name in (fit if cell.source == "vgg16" else [cell.source])}
+        known = study.digest(jax.tree.leaves(shown))  # another network is another cell
         with stage(console, f"{cell.source} {cell.name}", len(fakes.labels), "images") as tell:
-            path = (folder / f"cells/{cell.source}/{cell.name}/ledger.jsonl").parent
+            path = (folder / f"cells/{cell.source}/{cell.name}-{known}/ledger.jsonl").parent
             ledgers.append((cell, gandhi.attack(path, cell, fakes, shown, cfg.compute, cfg.seed, tell)))
-    found = lipschitz_table.figures(ledgers, list(nets))
-    tried = _tried(cfg, nets, zhao.even(held, cfg.few))
-    flags = {name: _flags(cfg, console, folder, name, f, zhao.even(test, cfg.few)) for name, (_, f) in nets.items()}
+    found = lipschitz_table.figures(ledgers, [name for name in nets if name in fit])
+    far = {cell.source: gandhi.costs(cell, rows)["l2"] for cell, rows in ledgers if cell.name != "fgsm"}
+    tried = _tried(cfg, {name: nets[name] for name in nets if name in fit}, zhao.even(held, cfg.few))
     told = [
         Network(
-            name, weight, gandhi.clean(said[name], test), float(hardness.slopes(f, test, cfg.compute).mean()),
-            (tried[name].clean, tried[name].pgd), flags[name], tried[name].chosen and weight > 0,
+            name, weight, clean[name], float(hardness.slopes(f, test, cfg.compute).mean()),
+            _flags(cfg, console, folder, name, f, auto, zhao.even(test, cfg.few)) if name in fit else {},
+            name in tried and tried[name].chosen and weight > 0, far.get(name),
         )
         for name, (weight, f) in nets.items()
     ]  # fmt: skip
     own = f"{' '.join(cfg.options) or 'as wide as theirs'}, from {cfg.start or 'random weights'}"
     differs = lipschitz_table.differs(cfg.data, cfg.size, own, (len(fakes.labels), right), cfg.multiple, cfg.inner)
     run.write_json(folder / "results.json", lipschitz_table.plain(told, found) | {"differs": differs})
-    lipschitz_table.show(console, told, found, differs)
+    lipschitz_table.show(console, told, found, differs, [name for name in needed if name in weak])
 
 
 def _check(cfg: Config, setting: Setting) -> None:
@@ -139,21 +153,37 @@ def _check(cfg: Config, setting: Setting) -> None:
 
 
 def _trained(cfg: Config, folder: Run, weight: float) -> Forward:
-    """The network of OUT/models/..., trained there as far as it is not yet; its epoch chosen by clean balanced accuracy
-    on validation images (the paper's by accuracy on test images)."""
+    """The network of OUT/models/..., trained there as far as it is not yet; its epoch chosen on validation images by
+    PGD-20, then clean (the paper's by accuracy on test images)."""
     out = folder.folder / f"models/weight{weight:g}"
     if not (out / "weights.safetensors").exists():
         asked = train_detector.Config(
             arch="resnet18", data=cfg.data, others=(), size=cfg.size, options=cfg.options, start=cfg.start,
             train=replace(cfg.train, seed=cfg.seed), out=out, compute=cfg.compute,
         )  # fmt: skip
-        train_detector.main(asked, BY, partial(_defence, weight, cfg.draws), hardened.judge(0.0, cfg.few, cfg.compute))
+        train_detector.main(
+            asked, BY, partial(_defence, weight, cfg.draws), hardened.lexical(cfg.eps / 255, cfg.few, cfg.compute)
+        )
     loaded = detectors.load(f"resnet18:{out / 'weights.safetensors'}")
     return study.networks([loaded], cfg.size)[loaded.name].forward
 
 
 def _defence(weight: float, draws: int, detector: Detector) -> Callable[[LossFn], LossFn]:
     return lambda loss: defences.lipschitz(loss, detector, weight, draws) if weight else loss
+
+
+def _networks(cfg: Config, console: Console, folder: Run) -> dict[str, tuple[float, Forward]]:
+    """Name -> weight and network, without those whose training diverges."""
+    found = {}
+    for weight in (0.0, *cfg.weights):
+        name = f"weight {weight:g}" if weight else "none"
+        try:
+            found[name] = weight, _trained(cfg, folder, weight)
+        except Diverged as error:
+            if not weight:
+                raise
+            console.print(f"[yellow]warning:[/] {name}: {error}; left out", highlight=False)
+    return found
 
 
 def _tried(cfg: Config, nets: Mapping[str, tuple[float, Forward]], held: ImageSet) -> dict[str, Candidate]:
@@ -164,14 +194,17 @@ def _tried(cfg: Config, nets: Mapping[str, tuple[float, Forward]], held: ImageSe
         clean, pgd = (hardness.balanced(right, held.labels) for right in (seen.clean, seen.pgd))
         found[name] = Candidate("penalty" if weight else "plain", weight, 0.0, clean, pgd, 0.0)
     names = [name for name, (weight, _) in nets.items() if weight]
+    if not names:
+        return found
     return found | dict(zip(names, zhao_table.chosen(found["none"], [found[n] for n in names]), strict=True))
 
 
-def _flags(cfg: Config, console: Console, folder: Run, name: str, forward: Forward, few: ImageSet) -> dict[str, str]:
+def _flags(
+    cfg: Config, console: Console, folder: Run, name: str, forward: Forward, auto: Look, few: ImageSet
+) -> dict[str, str]:
     """Signs of masked gradients, by the ensemble of attacks."""
-    auto = next(look for look in zhao.looks([cfg.eps], cfg.eps, False) if look.name == "auto")
     with stage(console, f"{name} auto", len(few.labels), "images") as tell:
-        path = (folder / f"cells/{name}/auto/ledger.jsonl").parent
+        path = (folder / f"cells/{name}/auto-{study.digest(jax.tree.leaves(forward))}/ledger.jsonl").parent
         rows = zhao.attack(path, auto, few, forward, {}, cfg.compute, cfg.seed, tell)
     found = campaign.flags(auto.plan, forward, few, rows, cfg.compute)
     return found | campaign.effort(auto.plan, forward, few, rows, cfg.compute, cfg.eps / 255, cfg.seed, 8)

@@ -80,7 +80,7 @@ def _grow(record: Path, config: dict, more: Sequence[str]) -> None:
     now = before | {name: config[name] for name in more}
     if now != before:
         write_json(record, now)
-        _claimed.pop(record)
+        _claimed.pop(record, None)
         _claim(record)
 
 

@@ -153,7 +153,11 @@ def fit(
     """
     epoch_steps = -(-len(data.labels) // config.batch)
     steps = epoch_steps * config.epochs
-    optimiser = optax.adam(optax.cosine_decay_schedule(config.rate, -(-steps // config.accumulate)))
+    if steps < config.accumulate:
+        raise InputError(
+            f"train.accumulate: {config.accumulate} batches are more than the {steps} of the whole training"
+        )
+    optimiser = optax.adam(optax.cosine_decay_schedule(config.rate, steps // config.accumulate))
     if config.accumulate > 1:
         optimiser = optax.MultiSteps(optimiser, config.accumulate).gradient_transformation()
     loss = defend(cross_entropy(at_precision(detector, config.precision), config.mask))

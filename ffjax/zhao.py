@@ -7,7 +7,7 @@ The paper's attack, data, network, weights and figures are not public: nothing h
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -63,16 +63,21 @@ class Entry(NamedTuple):
 
 def looks(bounds: Sequence[float], strong: float, full: bool) -> list[Look]:
     """FGSM, PGD-20 and PGD-100 at every bound; PGD-100 from five starts and the ensemble without parameters at `strong`
-    (at every bound in full), on few images. PGD climbs the margin: in float32 the cross-entropy of a detector that is
-    sure has no gradient."""
+    (at every bound in full), on few images. PGD climbs the margin, since in float32 the cross-entropy of a detector
+    that is sure has no gradient, and goes on past the boundary: what stops there neither carries over nor survives
+    a file."""
     found = []
     for eps in bounds:
         found += [Look("fgsm", Plan("fgsm", "linf", {}), eps)]
-        found += [Look(f"pgd-{steps}", Plan("pgd", "linf", {"steps": steps}), eps) for steps in (20, 100)]
+        found += [Look(f"pgd-{steps}", Plan("pgd", "linf", _whole(steps)), eps) for steps in (20, 100)]
     for eps in bounds if full else (strong,):
-        found += [Look("pgd-100 x 5", Plan("pgd", "linf", {"steps": 100}, restarts=5), eps, few=True)]
+        found += [Look("pgd-100 x 5", Plan("pgd", "linf", _whole(100), restarts=5), eps, few=True)]
         found += [Look("auto", Plan("auto", "linf", {}), eps, few=True)]
     return found
+
+
+def _whole(steps: int) -> dict[str, Any]:
+    return {"steps": steps, "stop": False}
 
 
 def settings(looks: Sequence[Look]) -> dict[str, str]:
@@ -129,13 +134,13 @@ Seen = Mapping[tuple[Defence, int], Mapping[str, Sequence[Row]]]
 
 
 def entries(seen: Seen, looks: Sequence[Look], seeds: Sequence[int]) -> list[Entry]:
-    """Every defence under every look, in memory and as PNG; then PGD-100 carried over from the plain detector of the
-    same seed."""
+    """Every defence under every look, in memory and as PNG; then PGD-100 carried over from a plain detector, to plain
+    training from another seed's, which one seed alone has not."""
     found = []
     for look in looks:
         for form in ("float", "png"):
             found += _compared(look.name, look, form, partial(_own, seen, look, form), seen, seeds)
-        if look.name == CLAIM:
+        if look.name == CLAIM and len(seeds) > 1:
             found += _compared("transfer", look, "float", partial(_transferred, seen, look), seen, seeds)
     return found
 
@@ -145,11 +150,13 @@ def _own(seen: Seen, look: Look, form: str, defence: Defence, seed: int, kind: s
 
 
 def _transferred(seen: Seen, look: Look, defence: Defence, seed: int, kind: str) -> np.ndarray:
-    """Under PGD on the plain detector of the same seed, which for that detector is no transfer."""
-    rows, plain = seen[defence, seed][look.cell], seen["plain", seed][look.cell]
-    if kind != "attacked" or defence == "plain":
-        return right(rows, kind, "float")
-    return carried(plain, right(rows, "clean", "float"), defence, "float")
+    """Under PGD on the plain detector of the same seed; for plain training, on that of the seed before."""
+    rows, made = seen[defence, seed][look.cell], seen["plain", seed]
+    if defence == "plain":
+        seeds = [s for d, s in seen if d == "plain"]
+        made = seen["plain", seeds[seeds.index(seed) - 1]]
+    own = right(rows, "clean" if kind == "attacked" else kind, "float")
+    return carried(made[look.cell], own, defence, "float") if kind == "attacked" else own
 
 
 def _compared(
@@ -168,7 +175,7 @@ def _compared(
         return np.stack([called(defence, seed, kind) for seed in seeds])
 
     plain, found = over_seeds("plain", "attacked"), []
-    for defence in DEFENCES[name == "transfer" :]:
+    for defence in DEFENCES:
         attacked = over_seeds(defence, "attacked")
         clean, noise = (crossed.mean(over_seeds(defence, kind), groups) for kind in ("clean", "noise"))
         fake, real = (crossed.mean(attacked[:, labels == label], groups[labels == label]) for label in (1, 0))
@@ -179,28 +186,47 @@ def _compared(
 
 
 class Verdict(NamedTuple):
-    """Medians over training seeds at the bound of the claim, in [0, 1], and whether the defence is held."""
+    """Medians over training seeds at the bound of the claim, in [0, 1]. every: both classes together on the few images
+    that all attacks at that bound were tried on, the strongest of each image counting. trainings: how many of them
+    meet all that is asked. held: the medians do, and most trainings."""
 
     lift: float
     balanced: float
     worst: float
     clean_loss: float
+    every: float
+    trainings: int
     held: bool
 
 
-def verdict(seen: Seen, look: Look, defence: Defence, seeds: Sequence[int]) -> Verdict:
-    """Of one defence, seed by seed against plain training of the same seed, under PGD-100."""
+def verdict(seen: Seen, looks: Sequence[Look], eps: float, defence: Defence, seeds: Sequence[int]) -> Verdict:
+    """Of one defence, seed by seed against plain training of the same seed, under PGD-100 inside eps (1/255)."""
+    there = [look for look in looks if look.eps == eps]
+    claim = next(look for look in there if look.name == CLAIM)
     found = []
     for seed in seeds:
-        rows, plain = seen[defence, seed][look.cell], seen["plain", seed][look.cell]
+        rows, plain = seen[defence, seed][claim.cell], seen["plain", seed][claim.cell]
         labels = np.array([row["label"] for row in rows])
         attacked, before = right(rows, "attacked", "float"), right(plain, "attacked", "float")
         sides = [attacked[labels == label].mean() for label in (1, 0)]
         lost = right(plain, "clean", "float").mean() - right(rows, "clean", "float").mean()
-        found.append((attacked.mean() - before.mean(), np.mean(sides), min(sides), lost))
-    lift, balanced, worst, lost = (float(x) for x in np.median(found, axis=0))
-    held = lift >= LIFT and balanced >= BALANCED and worst >= WORST and lost < LOSS
-    return Verdict(lift, balanced, worst, lost, held)
+        left = _standing([seen[defence, seed][look.cell] for look in there])
+        found.append((attacked.mean() - before.mean(), np.mean(sides), min(sides), lost, left))
+    lift, balanced, worst, lost, every = middle = [float(x) for x in np.median(found, axis=0)]
+    met = sum(_met(one) for one in found)
+    return Verdict(lift, balanced, worst, lost, every, met, _met(middle) and 2 * met > len(found))
+
+
+def _met(one: Sequence[float]) -> bool:
+    lift, balanced, worst, lost, every = one
+    return lift >= LIFT and min(balanced, every) >= BALANCED and worst >= WORST and lost < LOSS
+
+
+def _standing(ledgers: Sequence[Sequence[Row]]) -> float:
+    """The share that no attack has broken, of the images that all ledgers hold."""
+    told = [{row["name"]: bool(ok) for row, ok in zip(x, right(x, "attacked", "float"), strict=True)} for x in ledgers]
+    shared = set.intersection(*(set(one) for one in told))
+    return float(np.mean([all(one[name] for one in told) for name in sorted(shared)]))
 
 
 def odd(found: Sequence[Entry], defence: Defence, eps: float) -> dict[str, str]:

@@ -81,7 +81,9 @@ def claims(study: Study, eps: float, seeds: int) -> list[str]:
             f"{study.data}, {defence}: {'held' if found.held else 'not held'}{flags}. {CLAIM} at {eps:g}/255, medians "
             f"of {seeds} trainings: lift {100 * found.lift:+.0f} points (needs {100 * LIFT:.0f}), both classes "
             f"{100 * found.balanced:.0f} % ({100 * BALANCED:.0f}), the worse one {100 * found.worst:.0f} % "
-            f"({100 * WORST:.0f}), clean loss {100 * found.clean_loss:.1f} points (below {100 * LOSS:.0f})"
+            f"({100 * WORST:.0f}), clean loss {100 * found.clean_loss:.1f} points (below {100 * LOSS:.0f}); all "
+            f"attacks together leave {100 * found.every:.0f} % of the few ({100 * BALANCED:.0f}); all of it met by "
+            f"{found.trainings} trainings"
         )
     return lines
 

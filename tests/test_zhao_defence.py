@@ -79,7 +79,7 @@ def test_what_cannot_be_done_is_refused_in_one_line(more, told, pictures, tmp_pa
 
 def row(k, label, clean, attacked=None, carried=None):
     """A ledger's row; attacked None: called wrongly as it is."""
-    found = {"id": k, "label": label, "group": k}
+    found = {"id": k, "name": str(k), "label": label, "group": k}
     if attacked is None:
         return found | {"margin": clean}
     margins = {"clean": {"float": clean}, "noise": {"float": clean}, "attacked": {"float": attacked}}
@@ -99,22 +99,43 @@ def test_what_carries_over_is_judged_by_the_other_and_an_unattacked_image_as_it_
     np.testing.assert_array_equal(zhao.carried(ROWS, np.array([1, 0, 1, 0]), "mix", "float"), [0, 0, 1, 0])
 
 
+LOOKS = [look for look in zhao.looks([2.0], 2.0, False) if look.name in (zhao.CLAIM, "auto")]
+
+
+def standing(fakes: int, reals: int, count: int = 10):
+    """A ledger of `count` fakes and as many reals, of which so many of ten still stand."""
+    right = [k % count < (fakes if k < count else reals) for k in range(2 * count)]
+    side = [1 if k < count else -1 for k in range(2 * count)]
+    return [row(k, int(side[k] > 0), 3.0 * side[k], side[k] * (1 if right[k] else -1)) for k in range(2 * count)]
+
+
+def verdict(defended, few=None, seeds=(0,)):
+    """Of 'mix' against plain training that 1 image of 10 of either class survives; few: what the ensemble leaves."""
+    claim, auto = LOOKS
+    seen = {("plain", seed): {claim.cell: standing(1, 1), auto.cell: standing(1, 1)} for seed in seeds}
+    for seed, (fakes, reals) in zip(seeds, defended, strict=True):
+        ensemble = standing(*(few or (fakes, reals)))
+        seen["mix", seed] = {claim.cell: standing(fakes, reals), auto.cell: ensemble}
+    return zhao.verdict(seen, LOOKS, 2.0, "mix", seeds)
+
+
 @pytest.mark.parametrize(
     ("fakes", "reals", "held"),
     [(9, 9, True), (10, 4, False), (6, 5, False), (5, 7, True)],  # of 10: all well; a class below half; both; enough
 )
 def test_held_needs_lift_both_classes_and_the_worse_one(fakes, reals, held):
-    look = next(look for look in zhao.looks([2.0], 2.0, False) if look.name == zhao.CLAIM)
-
-    def rows(fakes, reals):
-        right = [k % 10 < (fakes if k < 10 else reals) for k in range(20)]
-        side = [1 if k < 10 else -1 for k in range(20)]
-        return [row(k, int(k < 10), 3.0 * side[k], side[k] * (1 if right[k] else -1)) for k in range(20)]
-
-    seen = {("plain", 0): {look.cell: rows(1, 1)}, ("mix", 0): {look.cell: rows(fakes, reals)}}
-    found = zhao.verdict(seen, look, "mix", [0])
-    assert found.held == held and found.clean_loss == 0
+    found = verdict([(fakes, reals)])
+    assert found.held == held and found.clean_loss == 0 and found.trainings == held
     assert found.lift == pytest.approx((fakes + reals - 2) / 20) and found.worst == min(fakes, reals) / 10
+    assert found.every == pytest.approx((fakes + reals) / 20)
+
+
+def test_held_is_not_what_the_ensemble_breaks_or_most_trainings_miss():
+    broken = verdict([(9, 9)], few=(9, 2))
+    assert not broken.held and broken.every == pytest.approx(0.55)
+    # medians of lift and of the worse class alike would do; two of three trainings lack one or the other
+    mixed = verdict([(7, 7), (9, 3), (3, 9)], seeds=(0, 1, 2))
+    assert mixed.trainings == 1 and not mixed.held
 
 
 def test_the_best_under_attack_is_chosen_among_those_that_lose_little():
