@@ -1,6 +1,7 @@
 """zhao_defence as a user runs it, on pictures that are easy to tell apart; and its sums by hand."""
 
 import json
+from functools import partial
 
 import ground
 import numpy as np
@@ -43,7 +44,7 @@ def test_it_trains_attacks_claims_and_taken_up_again_ends_the_same(pictures, tmp
     found = json.loads((out / "results.json").read_text())["data"]["pictures"]
     assert [c["defence"] for c in found["candidates"]] == ["plain", "penalty", "penalty", "mix", "both"]
     assert sum(c["chosen"] for c in found["candidates"]) == 4
-    assert {e["look"] for e in found["entries"]} == {"fgsm", "pgd-20", "pgd-100", "transfer", "pgd-100 x 5", "auto"}
+    assert {e["look"] for e in found["entries"]} == {"fgsm", "pgd-20", "pgd-100", "pgd-100 x 5", "auto"}
     for e in found["entries"]:
         assert e["accuracy"]["value"] <= e["clean"]["value"]
         assert e["accuracy"]["n"] == (8 if e["look"] in ("auto", "pgd-100 x 5") else 40)
@@ -136,6 +137,31 @@ def test_held_is_not_what_the_ensemble_breaks_or_most_trainings_miss():
     # medians of lift and of the worse class alike would do; two of three trainings lack one or the other
     mixed = verdict([(7, 7), (9, 3), (3, 9)], seeds=(0, 1, 2))
     assert mixed.trainings == 1 and not mixed.held
+
+
+def test_images_of_one_plain_training_are_shown_to_the_defended_of_its_seed_and_to_another_plain_training():
+    claim = LOOKS[0]
+
+    def rows(carried):
+        return [one for side in (1.0, -1.0) for one in map(partial(made, side, carried), range(2))]
+
+    def made(side, carried, k):
+        margins = {kind: dict.fromkeys(("float", "png"), side) for kind in ("clean", "noise", "attacked")}
+        transfer = {"attacked": {"float": {name: side * sign for name, sign in carried.items()}}}
+        label = int(side > 0)
+        return {"name": f"{k}{label}", "label": label, "group": k, "margins": margins, "transfer": transfer}
+
+    # of seed 0 the images fool 'mix' of seed 0 and plain training of seed 1; of seed 1, nobody
+    fooled = {"plain": -1.0, "penalty": 1.0, "mix": -1.0, "both": 1.0}
+    seen = {
+        (d, s): {claim.cell: rows(fooled if s == 0 else dict.fromkeys(fooled, 1.0))} for d in fooled for s in (0, 1)
+    }
+    found = {e.defence: e for e in zhao.entries(seen, [claim], [0, 1]) if e.look == "transfer"}
+    assert {d: e.accuracy.value for d, e in found.items()} == {"plain": 0.5, "penalty": 1.0, "mix": 0.5, "both": 1.0}
+    assert found["plain"].lift is None and found["mix"].lift.value == 0 and found["both"].lift.value == 0.5
+    assert not [
+        e for e in zhao.entries({k: v for k, v in seen.items() if k[1] == 0}, [claim], [0]) if e.look == "transfer"
+    ]
 
 
 def test_the_best_under_attack_is_chosen_among_those_that_lose_little():
