@@ -5,7 +5,7 @@ unseen data, on unseen detectors, verdict and mask, and how visible they are; a 
     python -m experiments.huang_uap --sources vgg16:runs/zoo-vgg16/weights.safetensors --unseen --data a
 
 Claims examined: Huang et al., ICIP 2020 (their tables are not public: nothing to compare with). The second command is
-the check against GD-UAP's known order of rungs. Cost: some 15 minutes on 2 CPU cores (estimated); killed and started
+the check against GD-UAP's known order of rungs. Cost: 29 minutes of one CPU core's time; killed and started
 again it goes on. Result: runs/huang_uap/results.json, figures/
 """
 
