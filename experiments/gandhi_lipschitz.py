@@ -20,7 +20,6 @@ from rich.console import Console
 
 from experiments import hardened, train_detector
 from ffjax import (
-    campaign,
     defences,
     detectors,
     gandhi,
@@ -106,7 +105,7 @@ def main(cfg: Config) -> None:
         "train": {"data": sets.load(cfg.data, "train", cfg.size)},
     }
     start = {} if cfg.start is None else study.networks([detectors.load(cfg.start)], cfg.size)
-    auto = next(look for look in zhao.looks([cfg.eps], cfg.eps, False) if look.name == "auto")
+    auto = zhao.auto(cfg.eps)
     study.check_inputs(folder, networks | start, seen, gandhi.settings() | zhao.settings([auto]))
     nets = _networks(cfg, console, folder)
     forwards = {"vgg16": networks["vgg16"].forward} | {name: forward for name, (_, forward) in nets.items()}
@@ -190,8 +189,7 @@ def _tried(cfg: Config, nets: Mapping[str, tuple[float, Forward]], held: ImageSe
     """Every network on validation images, one weight chosen."""
     found = {}
     for name, (weight, forward) in nets.items():
-        seen = hardness.held(forward, held, cfg.eps / 255, cfg.compute)
-        clean, pgd = (hardness.balanced(right, held.labels) for right in (seen.clean, seen.pgd))
+        clean, pgd = hardness.accuracies(forward, held, cfg.eps / 255, cfg.compute)
         found[name] = Candidate("penalty" if weight else "plain", weight, 0.0, clean, pgd, 0.0)
     names = [name for name, (weight, _) in nets.items() if weight]
     if not names:
@@ -206,8 +204,7 @@ def _flags(
     with stage(console, f"{name} auto", len(few.labels), "images") as tell:
         path = (folder / f"cells/{name}/auto-{study.digest(jax.tree.leaves(forward))}/ledger.jsonl").parent
         rows = zhao.attack(path, auto, few, forward, {}, cfg.compute, cfg.seed, tell)
-    found = campaign.flags(auto.plan, forward, few, rows, cfg.compute)
-    return found | campaign.effort(auto.plan, forward, few, rows, cfg.compute, cfg.eps / 255, cfg.seed, 8)
+    return zhao.flags(auto, few, forward, rows, cfg.compute, cfg.seed)
 
 
 if __name__ == "__main__":

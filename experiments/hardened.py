@@ -42,20 +42,19 @@ def train(cfg: Config, by: str, defend: Defend, prepare: Prepare | None = None) 
 
 def judge(eps: float, images: int, compute: Compute) -> Judge:
     """Balanced accuracy under PGD inside eps, in [0,1] units, on that many validation images of either class."""
-
-    def score(forward: Forward, held: ImageSet) -> float:
-        some = sets.limited(held, images, sorted(np.unique(held.labels)))
-        return hardness.balanced(hardness.held(forward, some, eps, compute).pgd, some.labels)
-
-    return Judge("pgd_accuracy", score)
+    return Judge("pgd_accuracy", lambda forward, held: _accuracies(forward, held, eps, images, compute)[1])
 
 
 def lexical(eps: float, images: int, compute: Compute) -> Judge:
     """The same, and clean balanced accuracy where that ties: one rule for detectors that hold and that do not."""
 
     def score(forward: Forward, held: ImageSet) -> float:
-        some = sets.limited(held, images, sorted(np.unique(held.labels)))
-        found = hardness.held(forward, some, eps, compute)
-        return hardness.balanced(found.pgd, some.labels) + hardness.balanced(found.clean, some.labels) / 1000
+        clean, pgd = _accuracies(forward, held, eps, images, compute)
+        return pgd + clean / 1000
 
     return Judge("pgd_accuracy_and_a_thousandth_of_clean", score)
+
+
+def _accuracies(forward: Forward, held: ImageSet, eps: float, images: int, compute: Compute) -> tuple[float, float]:
+    some = sets.limited(held, images, sorted(np.unique(held.labels)))
+    return hardness.accuracies(forward, some, eps, compute)

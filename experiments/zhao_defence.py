@@ -21,7 +21,7 @@ import jax
 from rich.console import Console
 
 from experiments import hardened, train_detector
-from ffjax import campaign, defences, detectors, figures, hardness, metrics, run, study, zhao, zhao_table
+from ffjax import defences, detectors, figures, hardness, metrics, run, study, zhao, zhao_table
 from ffjax.data import patches, sets
 from ffjax.data.augment import Augment
 from ffjax.data.jpeg_history import history_scorer
@@ -173,8 +173,7 @@ def _tried(cfg: Config, trained: Callable[[Recipe], Forward], held: ImageSet) ->
             if defence in ("plain", "both"):
                 raise
             return Candidate(defence, *recipe, 0.0, 0.0, 0.0)
-        found = hardness.held(forward, held, cfg.eps / 255, cfg.compute)
-        clean, pgd = (hardness.balanced(right, held.labels) for right in (found.clean, found.pgd))
+        clean, pgd = hardness.accuracies(forward, held, cfg.eps / 255, cfg.compute)
         return Candidate(defence, *recipe, clean, pgd, float(hardness.slopes(forward, held, cfg.compute).mean()))
 
     plain = scored("plain", Recipe(0, 0))._replace(chosen=True)
@@ -221,12 +220,9 @@ def _defence(mix: Mix, recipe: Recipe, detector: Detector) -> Callable[[LossFn],
 
 def _flags(cfg: Config, nets: Nets, seen: zhao.Seen, few: ImageSet, defence: Defence) -> dict[str, str]:
     """What the ensemble and attacks with more effort show, of any training."""
-    auto = next(look for look in zhao.looks(cfg.bounds, cfg.eps, False) if look.name == "auto")
-    found: dict[str, str] = {}
+    auto, found = zhao.auto(cfg.eps), {}
     for seed in cfg.seeds:
-        forward, rows = nets[defence, seed], seen[defence, seed][auto.cell]
-        flags = campaign.flags(auto.plan, forward, few, rows, cfg.compute)
-        flags |= campaign.effort(auto.plan, forward, few, rows, cfg.compute, cfg.eps / 255, seed, 8)
+        flags = zhao.flags(auto, few, nets[defence, seed], seen[defence, seed][auto.cell], cfg.compute, seed)
         found |= {flag: f"seed {seed}: {told}" for flag, told in flags.items()}
     return found
 

@@ -53,6 +53,12 @@ def balanced(right: np.ndarray, labels: np.ndarray) -> float:
     return float(np.mean([right[labels == label].mean() for label in np.unique(labels)]))
 
 
+def accuracies(forward: Forward, data: ImageSet, eps: float, compute: Compute) -> tuple[float, float]:
+    """Balanced accuracy clean and under PGD. The arguments as of `held`."""
+    found = held(forward, data, eps, compute)
+    return balanced(found.clean, data.labels), balanced(found.pgd, data.labels)
+
+
 def slopes(forward: Forward, data: ImageSet, compute: Compute) -> np.ndarray:
     """(N,) ||d l / d x||_2, l the cross-entropy in nats, x in [0, 1]: what a gradient penalty lowers, and what attacks
     live on."""

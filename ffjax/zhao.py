@@ -72,8 +72,13 @@ def looks(bounds: Sequence[float], strong: float, full: bool) -> list[Look]:
         found += [Look(f"pgd-{steps}", Plan("pgd", "linf", _whole(steps)), eps) for steps in (20, 100)]
     for eps in bounds if full else (strong,):
         found += [Look("pgd-100 x 5", Plan("pgd", "linf", _whole(100), restarts=5), eps, few=True)]
-        found += [Look("auto", Plan("auto", "linf", {}), eps, few=True)]
+        found += [auto(eps)]
     return found
+
+
+def auto(eps: float) -> Look:
+    """The ensemble without parameters."""
+    return Look("auto", Plan("auto", "linf", {}), eps, few=True)
 
 
 def _whole(steps: int) -> dict[str, Any]:
@@ -107,6 +112,14 @@ def attack(
         qualities=(), seed=seed, compute=compute, looks={"transfer": shown} if others else {}, note=job.note,
         tell=job.tell,
     )  # fmt: skip
+
+
+def flags(
+    look: Look, data: ImageSet, forward: Forward, rows: Sequence[Row], compute: Compute, seed: int
+) -> dict[str, str]:
+    """Signs of robustness that is none: in what a look's ledger holds, and by more effort on eight images."""
+    found = campaign.flags(look.plan, forward, data, rows, compute)
+    return found | campaign.effort(look.plan, forward, data, rows, compute, look.eps / 255, seed, 8)
 
 
 def right(rows: Sequence[Row], kind: str, form: str) -> np.ndarray:
