@@ -106,12 +106,13 @@ def cross_entropy(detector: Detector, mask: float = 1.0) -> LossFn:
 
 
 def make_step(
-    loss: LossFn, optimiser: optax.GradientTransformation, average: float = 0.0
+    loss: LossFn, optimiser: optax.GradientTransformation, average: float = 0.0, every: int = 1
 ) -> Callable[..., tuple[TrainState, TrainInfo]]:
     """step(i, state, batch, key) -> (state, info): one optimiser step on the mean loss. key is folded with i.
 
     The average a of the variables w (running statistics included) follows a <- d a + (1 - d) w, with
-    d = min(average, i / (i + 9)), so that it forgets the start as fast as it can.
+    d = min(average, n / (n + 9)), n the moves of the weights so far, so that it forgets the start as fast as it can.
+    every: steps between two moves of an optimiser that gathers gradients; the average follows only those.
     """
 
     def step(i: Array, state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, TrainInfo]:
@@ -124,7 +125,8 @@ def make_step(
         updates, new = optimiser.update(grads, state.optimiser, params)
         variables = {**variables, "params": optax.apply_updates(params, updates)}
         accuracy = jnp.mean((logits[:, 1] > logits[:, 0]) == (batch.labels == 1))
-        decay = jnp.minimum(average, i / (i + 9.0))
+        moves = (i + 1) // every - 1
+        decay = jnp.where((i + 1) % every == 0, jnp.minimum(average, moves / (moves + 9.0)), 1.0)
         kept = optax.incremental_update(variables, state.average, 1 - decay)
         return state._replace(variables=variables, optimiser=new, average=kept), TrainInfo(value, accuracy)
 
@@ -161,7 +163,7 @@ def fit(
     if config.accumulate > 1:
         optimiser = optax.MultiSteps(optimiser, config.accumulate).gradient_transformation()
     loss = defend(cross_entropy(at_precision(detector, config.precision), config.mask))
-    step = make_step(loss, optimiser, config.average)
+    step = make_step(loss, optimiser, config.average, config.accumulate)
     key_init, key_steps = jax.random.split(jax.random.key(config.seed))
     on = devices.mesh(compute.devices)
 

@@ -206,22 +206,25 @@ def test_training_ends_when_validation_has_not_improved_for_as_long_as_asked(tmp
 
 
 def test_accumulated_gradients_are_those_of_one_larger_batch():
-    """Weights move once in two steps, by the mean of both gradients: as with twice the batch."""
+    """Weights move once in two steps, by the mean of both gradients: as with twice the batch; so does their running
+    average."""
     whole, key = batch_at(reddish(), 16, 0, 0), jax.random.key(1)
     halves = [jax.tree.map(lambda x, k=k: x[8 * k : 8 * k + 8], whole) for k in range(2)]
     detector = linear()
     start = detector.init(jax.random.key(0))
 
-    def run(optimiser, batches):
+    def run(optimiser, batches, every):
         state = train.TrainState(start, optimiser.init(start["params"]), start, start, jnp.float32(0), jnp.int32(0))
-        step = jax.jit(train.make_step(train.cross_entropy(detector), optimiser))
+        step = jax.jit(train.make_step(train.cross_entropy(detector), optimiser, 0.9, every))
         for i, batch in enumerate(batches):
             state, _ = step(i, state, batch, key)
-        return state.variables["params"]
+        return state.variables["params"], state.average["params"]
 
     parts = optax.MultiSteps(optax.adam(1e-2), 2).gradient_transformation()
-    jax.tree.map(partial(np.testing.assert_allclose, atol=1e-6), run(parts, halves), run(optax.adam(1e-2), [whole]))
-    jax.tree.map(np.testing.assert_array_equal, run(parts, halves[:1]), start["params"])
+    many, few = run(parts, 3 * halves, 2), run(optax.adam(1e-2), 3 * [whole], 1)
+    jax.tree.map(partial(np.testing.assert_allclose, atol=1e-6), many, few)
+    assert any(np.any(a != b) for a, b in zip(*map(jax.tree.leaves, many), strict=True))  # the average lags behind
+    jax.tree.map(np.testing.assert_array_equal, run(parts, halves[:1], 2)[0], start["params"])
 
 
 def test_it_learns_from_accumulated_gradients(tmp_path):
