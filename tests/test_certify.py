@@ -1,0 +1,71 @@
+"""The certification driver as a user runs it: to its end, cut and taken up again, and given what it cannot use."""
+
+import json
+from pathlib import Path
+
+import pytest
+from driven import drive, refusal
+from ground import lay
+
+from experiments import certify
+
+
+@pytest.fixture(scope="module")
+def ground(tmp_path_factory) -> Path:
+    """20 noise images and a Meso-4 of random weights."""
+    return lay(tmp_path_factory.mktemp("ground"), 10, 1)
+
+
+def words(ground: Path, out: Path, *more: str) -> list[str]:
+    given = ["--detector", f"meso4:{ground}/net0.safetensors", "--data", f"{ground}/images", "--first", "10"]
+    return [*given, "--samples", "40", "--sigma", "0.05", "0.2", "--out", str(out), *more]
+
+
+def found_in(out: Path) -> tuple[dict, list[str]]:
+    results = json.loads((out / "results.json").read_text())
+    del results["environment"]
+    return results, sorted((out / "ledger.jsonl").read_text().splitlines())
+
+
+@pytest.mark.slow
+def test_it_certifies_and_a_run_that_was_cut_ends_with_the_same_results(ground, tmp_path, monkeypatch, capsys):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    drive(monkeypatch, certify, words(ground, whole))
+    told = capsys.readouterr().out
+    assert "reals (recall)" in told and "abstains" in told and "undefended" in told and "one noisy copy" in told
+    results, lines = found_in(whole)
+    assert [one["sigma"] for one in results["sigmas"]] == [0.05, 0.2]
+    assert len(lines) == 2 * results["images"] == 2 * sum(e["n"] for e in results["undefended"].values()) > 20
+    assert {"fake", "real"} < set(results["sigmas"][0]) and results["detector"] == "net0"
+    assert (whole / "figures/certified.png").stat().st_size > 10_000
+
+    drive(monkeypatch, certify, words(ground, cut))
+    text = (cut / "ledger.jsonl").read_text()
+    (cut / "ledger.jsonl").write_text(text[: len(text) * 5 // 8])  # in the middle of a line, as a kill may leave it
+    (cut / "results.json").unlink()
+    drive(monkeypatch, certify, words(ground, cut, "--compute.batch", "16"))
+    assert found_in(cut) == (results, lines)
+    assert (cut / "figures/certified.png").read_bytes() == (whole / "figures/certified.png").read_bytes()
+    told = refusal(monkeypatch, capsys, certify, words(ground, cut, "--samples", "50"))
+    assert "samples: 40 there, 50 asked" in told
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (["--sigma", "0"], "sigma: must be above 0, got 0"),
+        (["--sigma", "0.1", "0.1"], "sigma: needs at least one and no two alike"),
+        (["--alpha", "0"], "alpha: must be between 0 and 1, got 0"),
+        (["--alpha", "1"], "alpha: must be between 0 and 1, got 1"),
+        (["--tau", "0.5"], "tau: must be between 0.5 and 1, got 0.5"),
+        (["--samples", "0"], "samples: must be at least 1, got 0"),
+        (["--first", "0"], "first: must be at least 1, got 0"),
+        (["--radii", "0.1", "0.05"], "radii: must rise and not be negative"),
+        (["--seed", "-1"], "seed: must be from 0 to 2^32 - 1, got -1"),
+        (["--images", "0"], "at least one image per class is needed"),
+        (["--detector", "meso5-a0"], "meso5-a0"),
+    ],
+)
+def test_what_cannot_be_done_is_told_in_one_line_and_nothing_is_made(ground, tmp_path, monkeypatch, capsys, more, told):
+    assert told in refusal(monkeypatch, capsys, certify, words(ground, tmp_path / "out", *more))
+    assert not (tmp_path / "out").exists()
