@@ -61,7 +61,7 @@ def attack(
     Returns the ledger's rows, one an image: see `_row`. Rows are a function of image, settings and seed alone.
     """
     rows = ledger.read(path)
-    known = _known(path, rows, data)
+    known = known_ids(path, rows, data)
     clean = margins(forward, data.images, compute)
     right = (clean > threshold) == (data.labels == 1)
     for ids in _batches(np.array([i for i in range(len(clean)) if i not in known], int), compute.batch, right):
@@ -90,7 +90,7 @@ def attack(
     return sorted(rows, key=lambda row: row["id"])
 
 
-def _known(path: Path, rows: Sequence[Row], data: ImageSet) -> set[int]:
+def known_ids(path: Path, rows: Sequence[Row], data: ImageSet) -> set[int]:
     """The images that the ledger holds. InputError for a line that is of no image of the set, or of one twice."""
     known: set[int] = set()
     for number, row in enumerate(rows, start=1):

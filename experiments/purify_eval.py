@@ -1,0 +1,121 @@
+"""A detector behind purifiers (JPEG, median, fewer bits, total variation, rescaling, cropping, random ones), attacked
+by who does not know of them and by who does: what of each class is left, beside clean images and noise of the bound.
+
+    python -m experiments.purify_eval --detector meso4-a0
+
+The aware attacker is the strongest, image by image, of PGD through the purifier (averaged over draws of a random one),
+PGD with the identity's derivative (BPDA), Square, and images made on the bare detector and on another. Purifying is
+expected to fail against it: Athalye, Carlini and Wagner (ICML 2018). Killed and started again it goes on. Cost: with
+images=15, few=5, queries=300 eleven CPU minutes. Result: OUT/results.json, OUT/figures/purifiers.png
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+
+from ffjax import detectors, figures, purifying, purifying_table, run, study
+from ffjax.data import sets
+from ffjax.defences.purifiers import PURIFIERS
+from ffjax.engine import Compute
+from ffjax.errors import InputError
+from ffjax.progress import stage, step
+from ffjax.purifying import NONE, Cells, Setting
+from ffjax.run import Run
+from ffjax.types import Forward, ImageSet
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """What to defend, with what, against how much."""
+
+    detector: str = "meso4-a0"
+    """A shipped name, or ARCHITECTURE[option=value]:WEIGHTS-FILE."""
+    other: str = "resnet18-a0"
+    """Where images are carried over from: another detector, undefended."""
+    purifiers: tuple[str, ...] = tuple(PURIFIERS)
+    """Of ffjax.defences.purifiers.PURIFIERS; the bare detector comes first in any case."""
+    data: str = "a"
+    images: int = 50
+    """Test images per class, at most."""
+    eps: float = 2.0
+    """Bound in l_inf, in 1/255."""
+    steps: int = 40
+    """Of PGD."""
+    draws: int = 8
+    """Over which attackers of a random purifier average."""
+    queries: int = 1000
+    """Of Square, each of which asks all draws."""
+    few: int = 25
+    """Images per class that Square is tried on."""
+    seed: int = 0
+    out: Path = Path("runs/purify_eval")
+    compute: Compute = field(default_factory=Compute)
+
+
+def main(cfg: Config) -> None:
+    """Attacks what the ledgers lack, sums up."""
+    console = Console()
+    console = console if console.is_terminal else Console(width=190)
+    console.print(f"ffjax: {cfg.detector} behind {', '.join(cfg.purifiers)} -> {cfg.out}", highlight=False)
+    setting = Setting(cfg.eps / 255, cfg.steps, cfg.draws, cfg.queries, cfg.seed)
+    _check(cfg, setting)
+    loaded = [detectors.load(name) for name in (cfg.detector, cfg.other)]
+    networks = study.networks(loaded, loaded[0].detector.shape[0])
+    own, other = (networks[one.name].forward for one in loaded)
+    with step(console, "loading images (the embedded sets are generated at first use)"):
+        data = sets.load(cfg.data, "test", loaded[0].detector.shape[0], cfg.images)
+    folder = run.open_run(cfg.out, cfg)
+    study.check_inputs(folder, networks, {"test": {cfg.data: data}}, purifying.settings())
+    for warning in study.save_networks(folder, loaded):
+        console.print(f"[yellow]warning:[/] {warning}", highlight=False)
+    known = {}
+    for kind, forward in zip(purifying.MADE, (own, other), strict=True):
+        with stage(console, f"PGD ({kind})", len(data.labels), "images") as tell:
+            known[kind] = purifying.made(folder / f"made/{kind}.npy", data, forward, setting, cfg.compute, tell)
+    found, flags = [], {}
+    for name in (NONE, *cfg.purifiers):
+        cells = _cells(cfg, console, folder, name, data, own, known, setting)
+        found += purifying.entries(name, cells, data)
+        flags[name] = purifying.flags(purifying.named(name), own, data, cells, cfg.compute, cfg.seed)
+    run.write_json(folder / "results.json", purifying_table.plain(found, flags))
+    drawn = figures.styled(purifying_table.figure, found, loaded[0].name, cfg.eps)
+    figures.save(drawn, folder / "figures/purifiers.png")
+    purifying_table.show(console, found, flags, cfg.eps, cfg.few)
+
+
+def _check(cfg: Config, setting: Setting) -> None:
+    run.check(cfg.out, cfg)
+    purifying.check(cfg.purifiers, setting)
+    if cfg.images < 1 or cfg.few < 1:
+        raise InputError(f"images, few: must be at least 1, got {cfg.images} and {cfg.few}")
+
+
+def _cells(
+    cfg: Config,
+    console: Console,
+    folder: Run,
+    name: str,
+    data: ImageSet,
+    forward: Forward,
+    known: dict[str, np.ndarray],
+    setting: Setting,
+) -> Cells:
+    """Every kind of images on the detector behind that purifier."""
+    purifier, cells = purifying.named(name), {}
+    make = purifying.makers(purifier, forward, known, setting, cfg.compute)
+    judged = purifying.judges(purifier, forward, cfg.seed)
+    few = np.sort(np.concatenate([np.flatnonzero(data.labels == label)[: cfg.few] for label in (0, 1)]))
+    kinds = purifying.kinds(name)
+    with stage(console, name, len(kinds), "attackers") as tell:
+        for k, kind in enumerate(kinds):
+            ids = few if kind == "square" else np.arange(len(data.labels))
+            path = folder / f"cells/{name}/{kind}.jsonl"
+            cells[kind] = purifying.cell(path, data, ids, make[kind], judged, cfg.compute)
+            tell(k + 1, kind)
+    return cells
+
+
+if __name__ == "__main__":
+    run.main(Config, main)

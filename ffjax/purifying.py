@@ -1,0 +1,297 @@
+"""Detectors behind purifiers, attacked by those who do not know of the purifier and by those who do: what each attacker
+makes of an image, how the result is judged, and what it amounts to.
+
+An image is called rightly by a random purifier where most of FRESH draws are, none of which any attacker has seen; by
+a fixed one, where its one call is. After Athalye et al. (ICML 2018) and Tramer et al. (NeurIPS 2020), the strongest
+attacker of each image counts.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ffjax import attempts, goals, individual, ledger, metrics, run, sanity
+from ffjax.attacks.descent import descent
+from ffjax.attempts import Runner
+from ffjax.data import codecs
+from ffjax.defences.purifiers import PURIFIERS, Purifier, around, pooled, purified, unchanged
+from ffjax.engine import Compute
+from ffjax.errors import InputError
+from ffjax.evaluate import margins
+from ffjax.gradients import Estimator, Slope, Transform, exact
+from ffjax.individual import Row
+from ffjax.metrics import Estimate
+from ffjax.types import Array, Batch, Forward, Goal, ImageSet, Outputs
+
+FRESH = 15
+"""Draws by which a random purifier is judged; odd, so that none is undecided."""
+
+NONE = "none"
+"""The row of the detector as it is."""
+
+MADE = ("unaware", "transfer")
+"""Made once, whatever the purifier: by PGD on the detector as it is, and on another."""
+
+WHITE = ("exact", "bpda")
+"""PGD with the purifier's own derivative, roundings passed straight through, and with the identity's in its place."""
+
+AWARE = (*MADE, *WHITE, "square")
+FORMS = ("float", "png")
+JUDGED, ASKED = (1 << 32) - 1, (1 << 32) - 2
+"""Folded into the seed's key for the draws that judge and those that attackers ask; past the number of any example."""
+
+Cells = Mapping[str, Sequence[Row]]
+"""clean, noise or attacker -> its ledger, one row an image that it was tried on."""
+Maker = Callable[[Batch], np.ndarray]
+"""batch -> images (B, H, W, C) float32 in [0, 1]."""
+
+
+class Setting(NamedTuple):
+    """eps: bound in l_inf, [0,1] units. steps: of PGD. draws: over which attackers of a random purifier average.
+    queries: of Square, each of which asks all of them."""
+
+    eps: float
+    steps: int
+    draws: int
+    queries: int
+    seed: int
+
+
+class Entry(NamedTuple):
+    """What a purifier came to under one kind of images, as shown (float) or stored (png): shares of all images called
+    rightly, of the fakes, and of the reals (real recall); an image called wrongly as it is counts as wrong everywhere.
+    kind: clean, noise, an attacker, or aware, the strongest of all attackers of each image. drawn: the mean share of
+    draws that call an image rightly, of the draws' worst kind."""
+
+    purifier: str
+    kind: str
+    form: str
+    every: Estimate
+    fake: Estimate
+    real: Estimate
+    drawn: Estimate
+
+
+def check(names: Sequence[str], setting: Setting) -> None:
+    """InputError for what cannot be evaluated."""
+    unknown = [name for name in names if name not in PURIFIERS]
+    if unknown:
+        raise InputError(f"unknown purifier {unknown[0]!r}; known: {', '.join(PURIFIERS)}")
+    if not names or len(set(names)) < len(names):
+        raise InputError(f"purifiers: needs at least one and no two alike, got {', '.join(names) or 'none'}")
+    if not 0 <= setting.eps <= 1:
+        raise InputError(f"eps: must be from 0 to 255 (in 1/255), got {255 * setting.eps:g}")
+    for field in ("steps", "draws", "queries"):
+        if getattr(setting, field) < 1:
+            raise InputError(f"{field}: must be at least 1, got {getattr(setting, field)}")
+    individual.check_seed(setting.seed)
+
+
+def settings() -> dict[str, str]:
+    """For study.check_inputs: what no flag of the driver says."""
+    told = {f"options of {name}": str(attempts.chosen_options(name, {})) for name in ("pgd", "square", "noise")}
+    return told | {"draws that judge": str(FRESH)}
+
+
+def named(name: str) -> Purifier:
+    """That of the table, or none."""
+    return Purifier(unchanged(), False, True, "") if name == NONE else PURIFIERS[name]
+
+
+def judges(purifier: Purifier, forward: Forward, seed: int) -> list[Forward]:
+    """The defended detector, once a draw."""
+    keys = _keys(JUDGED, FRESH if purifier.random else 1, seed)
+    return [purified(purifier.transform, key, forward) for key in keys]
+
+
+def made(
+    path: Path, data: ImageSet, forward: Forward, setting: Setting, compute: Compute, tell: Callable[[int, str], None]
+) -> np.ndarray:
+    """(N, H, W, C) float32: PGD on a detector as it is, past the boundary to the last step. Kept at `path`."""
+    if not path.exists():
+        attack = _pgd(unchanged(), forward, setting, compute)
+        parts = []
+        for ids in _parts(np.arange(len(data.labels)), compute):
+            parts.append(_images(attack, setting)(individual.batch_of(data, ids)))
+            tell(int(ids[-1]) + 1, "")
+        run.save_array(path, np.concatenate(parts))
+    return np.load(path)
+
+
+def makers(
+    purifier: Purifier, forward: Forward, known: Mapping[str, np.ndarray], setting: Setting, compute: Compute
+) -> dict[str, Maker]:
+    """Kind -> what makes its images. known: those of MADE, of the whole set. Attackers of a random purifier see `draws`
+    draws at a time: gradients through ever new ones (EOT), scores by draws of their own that do not change."""
+    asked = _asked(purifier, forward, setting)
+    build = partial(attempts.named, norm="linf", goal=goals.verdict, forward=asked, compute=compute)
+    # past the boundary of draws that it saw an image may still be short of others'
+    square = build("square", options={"steps": setting.queries, "stop": not purifier.random})
+    climb = partial(_eot if purifier.random else _pgd, forward=forward, setting=setting, compute=compute)
+    runners = {"noise": build("noise"), "exact": climb(purifier.transform), "bpda": climb(around(purifier.transform))}
+    found: dict[str, Maker] = {"clean": lambda batch: np.asarray(batch.images)}
+    found |= {kind: lambda batch, images=images: images[batch.ids] for kind, images in known.items()}
+    return found | {kind: _images(runner, setting) for kind, runner in (runners | {"square": square}).items()}
+
+
+def kinds(name: str) -> list[str]:
+    """Of the images shown to a detector behind that purifier; without one, PGD that does not know of it is exact."""
+    return ["clean", "noise", *(kind for kind in AWARE if name != NONE or kind not in WHITE)]
+
+
+def cell(
+    path: Path,
+    data: ImageSet,
+    ids: np.ndarray,
+    make: Maker,
+    judged: Sequence[Forward],
+    compute: Compute,
+    tell: Callable[[], None] = lambda: None,
+) -> list[Row]:
+    """The rows of the ledger at `path`, of these images of the set, made as far as they are not there: id, name, label,
+    group and margins, form -> one a draw. tell(): after each batch. InputError for a ledger of another set."""
+    rows = ledger.read(path)
+    there = individual.known_ids(path, rows, data)
+    for part in _parts(np.array([i for i in ids if i not in there], int), compute):
+        images = make(individual.batch_of(data, part))
+        forms = {"float": images, "png": codecs.png(images)}
+        said = {form: np.stack([margins(one, x, compute) for one in judged], axis=1) for form, x in forms.items()}
+        new = [_row(data, int(i), {form: said[form][k].tolist() for form in FORMS}) for k, i in enumerate(part)]
+        ledger.append(path, new)
+        rows += new
+        tell()
+    return sorted(rows, key=lambda row: row["id"])
+
+
+def share_right(cells: Cells, kinds: Sequence[str], form: str, count: int) -> np.ndarray:
+    """(count,) the least share, over these kinds and clean, of the draws that call each image rightly."""
+    found = np.ones(count)
+    for kind in {"clean", *kinds}:
+        for row in cells[kind]:
+            calls = (np.array(row["margins"][form]) > 0) == (row["label"] == 1)
+            found[row["id"]] = min(found[row["id"]], calls.mean())
+    return found
+
+
+def entries(name: str, cells: Cells, data: ImageSet, resamples: int = 1000) -> list[Entry]:
+    """One a kind and form, and of all attackers together."""
+    attackers = [kind for kind in cells if kind in AWARE]
+    return [
+        _entry(name, kind, form, cells, attackers if kind == "aware" else [kind], data, resamples)
+        for form in FORMS
+        for kind in (*cells, "aware")
+    ]
+
+
+def _entry(
+    name: str, kind: str, form: str, cells: Cells, kinds: Sequence[str], data: ImageSet, resamples: int
+) -> Entry:
+    """Over the images that the kind was tried on; undefined for a class that has none."""
+    there = np.array([row["id"] for row in cells["clean" if kind == "aware" else kind]])
+    drawn = share_right(cells, kinds, form, len(data.labels))[there]
+    labels, groups = data.labels[there], data.groups[there]
+    right = (drawn > 0.5).astype(float)
+
+    def share(values: np.ndarray, among: np.ndarray) -> Estimate:
+        if not among.any():
+            return Estimate(np.nan, np.nan, np.nan, 0)
+        return metrics.share(values[among], groups[among], resamples)
+
+    all_of = np.ones(len(there), bool)
+    sides = {"fake": share(right, labels == 1), "real": share(right, labels == 0)}
+    return Entry(name, kind, form, every=share(right, all_of), drawn=share(drawn, all_of), **sides)
+
+
+def flags(
+    purifier: Purifier, forward: Forward, data: ImageSet, cells: Cells, compute: Compute, seed: int
+) -> dict[str, str]:
+    """Signs of robustness that is none: of the defended detector on its first images (sanity.of_forward), and where
+    an attacker that knows less breaks more."""
+    (first, *_) = judges(purifier, forward, seed)
+    some = individual.batch_of(data, np.arange(len(data.labels))[: compute.batch])
+    found = sanity.of_forward(first, goals.verdict(), some)
+    white = [kind for kind in WHITE if kind in cells] or ["unaware"]
+    left = {kind: float(_right(cells, [kind], data).mean()) for kind in cells if kind in AWARE}
+    best = float(_right(cells, white, data).mean())
+    for kind in MADE:
+        if kind not in white and left[kind] < best:
+            found[f"{kind}_beats_white_box"] = f"{kind} images leave {left[kind]:.0%}, gradients {best:.0%}"
+    if "bpda" in white and left["bpda"] < left["exact"]:
+        told = f"the identity's derivative leaves {left['bpda']:.0%}, the purifier's own {left['exact']:.0%}"
+        found["bpda_beats_exact"] = told
+    tried = [row["id"] for row in cells["square"]]
+    late = _right(cells, white, data)[tried] > _right(cells, ["square"], data)[tried]
+    return found | sanity.of_ensemble({"square": int(np.sum(late))}, ["square"])
+
+
+def _right(cells: Cells, kinds: Sequence[str], data: ImageSet) -> np.ndarray:
+    return share_right(cells, kinds, "float", len(data.labels)) > 0.5
+
+
+def _pgd(transform: Transform, forward: Forward, setting: Setting, compute: Compute) -> Runner:
+    """On a purifier that draws nothing: whatever the key."""
+    options = {"steps": setting.steps, "stop": False}
+    defended = purified(transform, _keys(ASKED, 1, setting.seed)[0], forward)
+    return attempts.named("pgd", "linf", goals.verdict, defended, compute, options)
+
+
+def _eot(transform: Transform, forward: Forward, setting: Setting, compute: Compute) -> Runner:
+    goal = goals.verdict()
+    estimator = anew(goal, transform, setting.draws)
+    process = descent(goal, "linf", steps=setting.steps, estimator=estimator, stop=False)
+    return attempts.once(process, pooled(transform, _keys(ASKED, setting.draws, setting.seed), forward), compute)
+
+
+def anew(goal: Goal, transform: Transform, draws: int) -> Estimator:
+    """EOT for a forward made by `pooled`: asks its detector through draws of its own at every step in place of those,
+    each image through others, and follows what the mean over draws says, as that forward does. A peer of
+    gradients.averaged, which on CPU takes five times as long, since XLA convolves slowly inside loops there: here the
+    draws pass side by side, and memory grows with them."""
+    inner = exact(goal)
+
+    def at(keys: Array, images: Array, batch: Batch, eps: Array, forward: Forward) -> Slope:
+        detector = forward.args[-1]  # pyright: ignore[reportFunctionMemberAccess]
+        rows = len(images)
+        each = jax.vmap(lambda key: jax.vmap(lambda k: jax.random.fold_in(key, k))(jnp.arange(draws)))(keys)
+
+        def mean(x: Array) -> Outputs:
+            cleaned = jax.vmap(jax.vmap(transform, (0, None)))(each, x)
+            said = detector(cleaned.reshape(rows * draws, *x.shape[1:]))
+            return jax.tree.map(lambda a: jnp.mean(a.reshape(rows, draws, *a.shape[1:]), axis=1), said)
+
+        return inner.at(keys, images, batch, eps, mean)
+
+    return Estimator(at, gradients=draws, queries=draws)
+
+
+def _asked(purifier: Purifier, forward: Forward, setting: Setting) -> Forward:
+    keys = _keys(ASKED, setting.draws, setting.seed)
+    return (
+        pooled(purifier.transform, keys, forward) if purifier.random else purified(purifier.transform, keys[0], forward)
+    )
+
+
+def _keys(purpose: int, count: int, seed: int) -> Array:
+    return jax.random.split(jax.random.fold_in(jax.random.key(seed), np.uint32(purpose)), count)
+
+
+def _images(runner: Runner, setting: Setting) -> Maker:
+    def make(batch: Batch) -> np.ndarray:
+        eps = np.full(len(batch.labels), setting.eps, np.float32)
+        return np.asarray(runner(batch, eps, setting.seed).images)
+
+    return make
+
+
+def _parts(ids: np.ndarray, compute: Compute) -> list[np.ndarray]:
+    return [ids[k : k + compute.batch] for k in range(0, len(ids), compute.batch)]
+
+
+def _row(data: ImageSet, i: int, said: dict[str, list[float]]) -> Row:
+    who = {"id": i, "name": data.names[i], "label": int(data.labels[i]), "group": int(data.groups[i])}
+    return who | {"margins": said}
