@@ -24,7 +24,7 @@ from ffjax.evaluate import margins
 from ffjax.findings import TRUSTED
 from ffjax.individual import Row
 from ffjax.metrics import Estimate, Scores
-from ffjax.types import Array, Batch, Forward, ImageSet
+from ffjax.types import Array, AttackResult, Batch, Forward, ImageSet
 
 FORMS = ("float", "png", "greedy", "jpeg75")
 """How images are kept before they are shown. Which of float, PNG and JPEG the paper's table stands on is not known;
@@ -180,10 +180,11 @@ def attack(
     compute: Compute,
     seed: int,
     tell: Callable[[int, str], None],
+    keep: Callable[[np.ndarray, AttackResult], None] = lambda ids, result: None,
 ) -> list[Row]:
     """The rows of folder/ledger.jsonl, made as far as they are not there yet: as individual.attack has them for the
     source, with transfer[kind][form][network] of the others, and greedy[network] of the image rounded as the paper
-    does. A killed run goes on where campaign.job left off."""
+    does. A killed run goes on where campaign.job left off. keep: as of individual.attack."""
     source = forwards[cell.source]
     others = {name: forward for name, forward in forwards.items() if name != cell.source}
     job = campaign.job(cell.plan, source, compute, folder, tell)
@@ -203,7 +204,7 @@ def attack(
     return individual.attack(
         folder / "ledger.jsonl", fakes, source, attacked, job.noise, cell.eps,
         minimal=campaign.minimal(cell.plan), threshold=0.0, qualities=(QUALITY,), seed=seed, compute=compute,
-        looks={"transfer": transfer}, note=lambda i: {"greedy": rounded[i]}, tell=job.tell,
+        looks={"transfer": transfer}, note=lambda i: {"greedy": rounded[i]}, keep=keep, tell=job.tell,
     )  # fmt: skip
 
 

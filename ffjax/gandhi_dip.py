@@ -1,0 +1,280 @@
+"""Gandhi and Jain's table of the Deep Image Prior defence (IJCNN 2020; PAPERS.md 2.7): which images, what the detector
+said of them while they were drawn, and by what rule that becomes a verdict.
+
+Their 100 images are ten of each stratum: clean reals, clean fakes, and fakes perturbed by {FGSM, Carlini-Wagner} in
+{black, white} box that {fooled, did not fool} the detector. Strata are no population: how often an attack fools decides
+what a defence against it is worth, so rates over all attacked fakes stand beside.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ffjax import campaign, checkpoint, engine, gandhi, ledger, metrics, underway
+from ffjax.data import codecs
+from ffjax.defences.dip import Drawn, Prior, dip
+from ffjax.engine import Compute
+from ffjax.errors import InputError
+from ffjax.gandhi import Cell
+from ffjax.metrics import Estimate, Scores
+from ffjax.study import digest
+from ffjax.types import Batch, Forward, ImageSet
+
+Row = dict[str, Any]
+CLEAN = ("clean real", "clean fake")
+FEW = 10
+"""Images a stratum has in the paper; one with fewer is shown with its count."""
+
+
+class Subject(NamedTuple):
+    """An image to be drawn. number: of the image in its split. image (H, W, 3): as shown, in 8 bits. margin: what the
+    detector says of it undefended."""
+
+    stratum: str
+    number: int
+    name: str
+    label: int
+    group: int
+    image: np.ndarray
+    margin: float
+
+
+class Rule(NamedTuple):
+    """When a trajectory means real: the mean of P(real) over the last `window` looks up to number `look` is above the
+    threshold. form: 'drawn' or 'average', which of the two images the detector looks at."""
+
+    form: str
+    look: int
+    threshold: float
+    window: int
+
+
+def attacked(
+    folder: Path,
+    cells: Sequence[Cell],
+    fakes: ImageSet,
+    forwards: Mapping[str, Forward],
+    compute: Compute,
+    seed: int,
+    stage: Callable[[str, int], Any],
+) -> dict[str, list[Row]]:
+    """Cell -> its ledger (gandhi.attack); the attacked images lie as PNG in folder/CELL/images."""
+    found = {}
+    for cell in cells:
+        name = f"{cell.source}-{cell.name}"
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        with stage(name, len(fakes.labels)) as tell:
+            keep = campaign.saver(folder / name / "images")
+            found[name] = gandhi.attack(folder / name, cell, fakes, forwards, compute, seed, tell, keep)
+    return found
+
+
+def subjects(
+    folder: Path, ledgers: Mapping[str, Sequence[Row]], fakes: ImageSet, detector: str, each: int, split: bool
+) -> list[Subject]:
+    """Of every attack up to `each` fakes that fool `detector` and as many that do not (split), or `each` of any
+    outcome."""
+    found = []
+    for name, rows in ledgers.items():
+        label, said = _told(name, rows, detector)
+        outcomes = [(" fooled", [m <= 0 for m in said]), (" not fooled", [m > 0 for m in said])]
+        for outcome, among in outcomes if split else [("", [True] * len(said))]:
+            chosen = [k for k in range(len(rows)) if among[k]][:each]
+            for k in chosen:
+                i, path = rows[k]["id"], folder / name / "images" / f"{rows[k]['id']:06d}.png"
+                image = codecs.to_float(codecs.decode(path.read_bytes()))
+                one = Subject(label + outcome, i, fakes.names[i], 1, int(fakes.groups[i]), image, said[k])
+                found.append(one)
+    return found
+
+
+def _told(name: str, rows: Sequence[Row], detector: str) -> tuple[str, list[float]]:
+    """The attack of a cell as the table names it, and what the detector says of each image of it, as PNG."""
+    source, _, attack = name.partition("-")
+    kind = "FGSM" if attack == "fgsm" else "CW"
+    if source == detector:
+        return f"{kind} white", [row["margins"]["attacked"]["png"] for row in rows]
+    return f"{kind} black", [row["transfer"]["attacked"]["png"][detector] for row in rows]
+
+
+def undefended_rates(ledgers: Mapping[str, Sequence[Row]], detector: str) -> dict[str, Estimate]:
+    """Attack -> share of all fakes attacked so that the detector alone still calls fake."""
+    found = {}
+    for name, rows in ledgers.items():
+        attack, said = _told(name, rows, detector)
+        found[attack] = metrics.share(np.array([m > 0 for m in said], float), np.array([r["group"] for r in rows]))
+    return found
+
+
+def clean_subjects(data: ImageSet, said: np.ndarray, each: int, seed: int) -> list[Subject]:
+    """`each` reals and as many fakes that the detector calls rightly, drawn at random."""
+    found = []
+    for label, stratum in ((0, CLEAN[0]), (1, CLEAN[1])):
+        right = np.flatnonzero((data.labels == label) & ((said > 0) == (label == 1)))
+        for i in np.random.default_rng([seed, label]).permutation(right)[:each]:
+            image = codecs.to_float(data.images[i])
+            found.append(Subject(stratum, int(i), data.names[i], label, int(data.groups[i]), image, float(said[i])))
+    return found
+
+
+def draw(
+    folder: Path,
+    prior: Prior,
+    these: Sequence[Subject],
+    forward: Forward,
+    compute: Compute,
+    seed: int,
+    tell: Callable[[int, str], None],
+) -> list[Row]:
+    """The rows of folder/ledger.jsonl, one an image in order, made as far as they are not there: who it is, and at each
+    look the detector's margins on what was drawn (said) and on the running mean (said_average), and the PSNR.
+
+    Images are drawn compute.batch at a time; a killed run goes on inside the batch after its last snapshot.
+    """
+    path = folder / "ledger.jsonl"
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = ledger.read(path)
+    for known, one in zip(rows, these, strict=False):
+        if (known.get("name"), known.get("stratum")) != (one.name, one.stratum):
+            raise InputError(f"{path}: holds {known.get('name')}, where {one.name} was to be drawn")
+    size = engine.capacity(compute)
+    while len(rows) < len(these):
+        some = these[len(rows) : len(rows) + size]
+        found = _drawn(folder / "underway", prior, some, forward, compute, seed, partial(tell, len(rows)))
+        new = [
+            {"stratum": s.stratum, "number": s.number, "name": s.name, "label": s.label, "group": s.group}
+            | {"margin": s.margin, "restored": int(found.restored[k])}
+            | {key: _short(getattr(found, key)[k]) for key in ("said", "said_average", "psnr")}
+            for k, s in enumerate(some)
+        ]
+        ledger.append(path, new)
+        underway.clear(folder / "underway")
+        rows += new
+        tell(len(rows), "")
+    return rows[: len(these)]
+
+
+def _drawn(
+    place: Path,
+    prior: Prior,
+    some: Sequence[Subject],
+    forward: Forward,
+    compute: Compute,
+    seed: int,
+    note: Callable[[str], None],
+) -> Drawn:
+    images = np.stack([one.image for one in some]).astype(np.float32)
+    labels = np.array([one.label for one in some], np.int32)
+    batch = Batch(images, labels, np.array([one.number for one in some], np.int32))
+    shots = checkpoint.snapshots(place / digest([images, np.array([str(prior), str(seed)])]), keep=1)
+    try:
+        return engine.run(
+            dip(prior), forward, batch, 0.0, seed, compute, restore=shots.restore, save=shots.save,
+            watch=lambda done, left: note(f"iteration {done} of {prior.steps}"),
+        )  # type: ignore[return-value]  # fmt: skip
+    finally:
+        shots.close()
+
+
+def _short(values: np.ndarray) -> list[float]:
+    return [round(float(x), 4) for x in values]
+
+
+def scores(rows: Sequence[Row], form: str, window: int) -> np.ndarray:
+    """(N, looks) mean P(real) over the last `window` looks; of fewer at the beginning."""
+    key = "said" if form == "drawn" else "said_average"
+    real = 1 / (1 + np.exp(np.array([row[key] for row in rows])))
+    sums = np.cumsum(np.pad(real, ((0, 0), (1, 0))), axis=1)
+    ends = np.arange(1, real.shape[1] + 1)
+    starts = np.maximum(ends - window, 0)
+    return (sums[:, ends] - sums[:, starts]) / (ends - starts)
+
+
+def calibrated(rows: Sequence[Row], window: int) -> Rule:
+    """The form, look and threshold of best balanced accuracy on these rows; of several, the one that parts reals from
+    fakes best (AUC), then the earliest. The threshold lies in the middle of those that are as good. InputError without
+    both classes."""
+    labels = np.array([row["label"] for row in rows])
+    if len(np.unique(labels)) < 2:
+        raise InputError("the rule cannot be calibrated: images of both classes are needed")
+    thresholds, best = np.linspace(0.01, 0.99, 99), None
+    for form in ("drawn", "average"):
+        values = scores(rows, form, window)
+        for look in range(window - 1, values.shape[1]):
+            says = values[:, look, None] <= thresholds[None]
+            balanced = (says[labels == 1].mean(axis=0) + (~says[labels == 0]).mean(axis=0)) / 2
+            high = np.flatnonzero(balanced == balanced.max())
+            rank = (float(balanced.max()), _auc(-values[:, look], labels), -look)
+            if best is None or rank > best[0]:
+                best = rank, Rule(form, look, float(thresholds[high[len(high) // 2]]), window)
+    assert best is not None
+    return best[1]
+
+
+def _auc(fake: np.ndarray, labels: np.ndarray) -> float:
+    return float(metrics.auc(metrics.roc(fake, labels, np.ones((len(labels), 1))))[0])
+
+
+def figures(rows: Sequence[Row], rule: Rule) -> dict[str, Estimate]:
+    """The paper's columns under a rule: accuracy, auc, precision and recall of fakes and of reals."""
+    real = scores(rows, rule.form, rule.window)[:, rule.look]
+    return _columns(rows, rule.threshold - real)
+
+
+def undefended(rows: Sequence[Row]) -> dict[str, Estimate]:
+    """The same of the detector alone."""
+    return _columns(rows, np.array([row["margin"] for row in rows]))
+
+
+def _columns(rows: Sequence[Row], fake: np.ndarray) -> dict[str, Estimate]:
+    """fake (N,): above 0 it is called fake."""
+    labels, groups = (np.array([row[name] for row in rows]) for name in ("label", "group"))
+    right = ((fake > 0) == (labels == 1)).astype(float)
+    found = {"accuracy": metrics.share(right, groups)}
+    if len(np.unique(labels)) == 2:
+        found["auc"] = metrics.summary(Scores(labels, groups, fake, fake))["clean_auc"]
+    for name, label in (("fake", 1), ("real", 0)):
+        called, is_so = (fake > 0) == (label == 1), labels == label
+        for what, among in (("precision", called), ("recall", is_so)):
+            if among.any():
+                found[f"{name}_{what}"] = metrics.share(right[among], groups[among])
+    return found
+
+
+def by_stratum(rows: Sequence[Row], rule: Rule) -> dict[str, Estimate]:
+    """Stratum -> share called rightly under the rule."""
+    right = (scores(rows, rule.form, rule.window)[:, rule.look] <= rule.threshold) == np.array(
+        [row["label"] == 1 for row in rows]
+    )
+    groups = np.array([row["group"] for row in rows])
+    names = np.array([row["stratum"] for row in rows])
+    return {
+        name: metrics.share(right[names == name].astype(float), groups[names == name]) for name in dict.fromkeys(names)
+    }
+
+
+def population(strata: Mapping[str, Estimate], fooled: Mapping[str, float]) -> dict[str, float | None]:
+    """Attack -> share of all fakes attacked so that is called fake with the defence: its two strata, each counted as
+    often as it occurs. fooled: attack -> share that fooled. None where a stratum that occurs has no image."""
+    found: dict[str, float | None] = {}
+    for attack, share in fooled.items():
+        parts = [(share, strata.get(f"{attack} fooled")), (1 - share, strata.get(f"{attack} not fooled"))]
+        known = [(weight, e) for weight, e in parts if weight > 0]
+        found[attack] = None if any(e is None for _, e in known) else sum(w * e.value for w, e in known if e)
+    return found
+
+
+def early(rows: Sequence[Row], rule: Rule, patience: int) -> tuple[np.ndarray, np.ndarray]:
+    """Deciding along the way: real as soon as `patience` looks in a row are above the rule's threshold, else what the
+    rule says at its look. -> (N,) bool called fake, (N,) looks that it took."""
+    real = scores(rows, rule.form, rule.window)[:, : rule.look + 1] > rule.threshold
+    runs, took, called = np.zeros(len(real), int), np.full(len(real), rule.look + 1), ~real[:, -1]
+    open_ = np.ones(len(real), bool)
+    for k in range(real.shape[1]):
+        runs = np.where(real[:, k], runs + 1, 0)
+        now = open_ & (runs >= patience)
+        took[now], called[now], open_[now] = k + 1, False, False
+    return called, took

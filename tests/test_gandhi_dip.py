@@ -1,0 +1,155 @@
+"""The paper's Deep Image Prior table: the rule and the strata by hand, and the driver to its end, cut and taken up."""
+
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from driven import drive, refusal
+from ground import pictures
+
+from experiments import gandhi_dip as driver
+from ffjax import detectors, gandhi_dip
+from ffjax.data import codecs, sets
+from ffjax.detectors import weights
+from ffjax.engine import Compute
+from ffjax.errors import InputError
+from ffjax.evaluate import margins
+from ffjax.gandhi_dip import Rule
+from ffjax.metrics import Estimate
+
+
+def row(label: int, said: list[float], stratum: str = "clean", group: int = 0, margin: float = 1.0) -> dict:
+    told = {"label": label, "said": said, "said_average": [9.0] * len(said), "stratum": stratum, "group": group}
+    return told | {"margin": margin, "psnr": said}
+
+
+def test_a_score_is_the_mean_of_the_last_looks():
+    found = gandhi_dip.scores([row(1, [0.0, np.log(3), -np.log(3), 0.0])], "drawn", 2)
+    np.testing.assert_allclose(found, [[0.5, 0.375, 0.5, 0.625]])
+    assert np.all(gandhi_dip.scores([row(1, [0.0])], "average", 3) < 0.001)
+
+
+def test_the_rule_takes_the_look_that_parts_the_classes_and_a_threshold_between_them():
+    # both look fake at first; from the third look on reals (score near 0.88) and fakes (near 0.12) part
+    rows = [row(0, [2, 2, -2, -2], group=k) for k in range(3)] + [row(1, [2, 2, 2, -2], group=k) for k in range(3)]
+    rule = gandhi_dip.calibrated(rows, 1)
+    assert (rule.form, rule.look) == ("drawn", 2) and 0.3 < rule.threshold < 0.7
+    found = gandhi_dip.figures(rows, rule)
+    assert {name: e.value for name, e in found.items()} == dict.fromkeys(found, 1.0) and found["real_recall"].n == 3
+    late = gandhi_dip.figures(rows, rule._replace(look=3))
+    assert (late["fake_recall"].value, late["real_recall"].value, late["real_precision"].value) == (0, 1, 0.5)
+
+
+def test_a_rule_needs_both_classes():
+    with pytest.raises(InputError, match="both classes"):
+        gandhi_dip.calibrated([row(1, [0.0, 1.0])], 1)
+
+
+def test_the_papers_table_comes_back_from_its_counts():
+    """PAPERS.md 2.7: 100 images, 90 % of 10 reals and 97.8 % of 90 fakes right make 97 %, 98.9, 81.8."""
+    real = [row(0, [-1.0 if k < 9 else 1.0], group=k) for k in range(10)]
+    fake = [row(1, [1.0 if k < 88 else -1.0], group=10 + k) for k in range(90)]
+    found = gandhi_dip.figures([*real, *fake], Rule("drawn", 0, 0.5, 1))
+    shown = [round(100 * found[c].value, 1) for c in ("accuracy", "fake_precision", "fake_recall", "real_precision")]
+    assert shown == [97.0, 98.9, 97.8, 81.8]
+
+
+def test_rates_of_all_attacked_fakes_weigh_strata_by_how_often_they_occur():
+    strata = {"A fooled": Estimate(0.5, 0, 1, 4), "A not fooled": Estimate(1.0, 0, 1, 4)}
+    found = gandhi_dip.population(strata, {"A": 0.8, "B": 0.0, "C": 1.0})
+    assert found["A"] == pytest.approx(0.8 * 0.5 + 0.2) and found["B"] is None and found["C"] is None
+    assert gandhi_dip.population({"C fooled": Estimate(0.25, 0, 1, 4)}, {"C": 1.0}) == {"C": 0.25}
+
+
+def test_deciding_along_the_way_takes_the_first_run_of_looks_above_the_threshold():
+    rows = [row(0, [1, -1, -1, 1, 1]), row(0, [-1, 1, -1, 1, -1]), row(1, [1, 1, 1, 1, -1])]
+    called, took = gandhi_dip.early(rows, Rule("drawn", 4, 0.5, 1), patience=2)
+    assert called.tolist() == [False, False, False] and took.tolist() == [3, 5, 5]
+    called, took = gandhi_dip.early(rows, Rule("drawn", 3, 0.5, 1), patience=2)
+    assert called.tolist() == [False, True, True] and took.tolist() == [3, 4, 4]
+
+
+SMALL = {
+    "vgg16": {"width": 2, "hidden": 4, "norm": "none", "pooled": 1},
+    "resnet18": {"width": 2, "norm": "none"},
+}
+
+
+@pytest.fixture(scope="module")
+def ground(tmp_path_factory) -> Path:
+    """32 px pictures whose fakes are redder, and two small networks of random weights, told so that half of the
+    pictures are called fake."""
+    folder = pictures(tmp_path_factory.mktemp("ground"), 60, ("train", "validation", "test"))
+    data = sets.load(str(folder / "labels.csv"), "validation", 32)
+    for (name, options), last in zip(SMALL.items(), ("fc8", "dense"), strict=True):
+        detector = detectors.build(name, 32, **options)
+        variables = jax.jit(detector.init)(jax.random.key(0))
+        dense = variables["params"][last]
+        said = margins(jax.tree_util.Partial(detector.apply, variables), data.images, Compute(batch=8))
+        way = 1.0 if np.median(said[data.labels == 1]) >= np.median(said[data.labels == 0]) else -1.0
+        scale = way * np.array([-1, 1], np.float32) / max(float(np.std(said)), 1e-6)
+        kernel = np.asarray(dense["kernel"])
+        dense["kernel"] = (kernel[:, 1] - kernel[:, 0])[:, None] / 2 * scale[None]
+        dense["bias"] = (np.float32(np.diff(np.asarray(dense["bias"]))[0]) - np.float32(np.median(said))) / 2 * scale
+        weights.save(folder / f"{name}.safetensors", variables, {"arch": name, "size": 32, "options": options})
+    return folder
+
+
+def words(ground: Path, out: Path, *more: str) -> list[str]:
+    given = ["--data", str(ground / "labels.csv"), "--size", "32", "--each", "2", "--pool", "4", "--calibrate", "8"]
+    given += ["--inner", "3", "--prior.network", "small", "--prior.steps", "6", "--prior.look", "2"]
+    given += ["--prior.window", "1", "--prior.batch", "8", "--compute.batch", "8", "--compute.least", "1"]
+    given += ["--vgg", f"{ground}/vgg16.safetensors", "--resnet", f"{ground}/resnet18.safetensors"]
+    return [*given, "--out", str(out), *more]
+
+
+@pytest.mark.slow
+def test_the_driver_ends_and_a_run_whose_ledger_was_cut_ends_alike(ground, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "200")
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    drive(monkeypatch, driver, words(ground, whole))
+    told = capsys.readouterr().out
+    assert "DIP, published [S]" in told and "97.8" in told and "What differs." in told and "fewer than there" in told
+    found = json.loads((whole / "results.json").read_text())
+    assert set(found["table"]) == {
+        "DIP, calibrated", "DIP, threshold 0.25", "DIP, threshold 0.5", "detector alone"
+    }  # fmt: skip
+    assert set(found["rates"]) == {"FGSM white", "FGSM black", "CW white", "CW black"}
+    assert (whole / "figures/trajectories.png").stat().st_size > 10_000
+    rows = [json.loads(line) for line in (whole / "drawn/ledger.jsonl").read_text().splitlines()]
+    assert {"clean real", "clean fake"} <= {r["stratum"] for r in rows} and all(len(r["said"]) == 3 for r in rows)
+    # what was drawn is what is in the files: the detector's own word of an attacked image is the ledger's
+    one = next(r for r in rows if r["stratum"].startswith("FGSM white"))
+    image = codecs.decode((whole / f"attacked/resnet18-fgsm/images/{one['number']:06d}.png").read_bytes())
+    loaded = detectors.load(f"resnet18:{ground}/resnet18.safetensors")
+    said = margins(jax.tree_util.Partial(loaded.detector.apply, loaded.variables), image[None], Compute(batch=8))
+    assert said[0] == pytest.approx(one["margin"], abs=1e-4)
+
+    shutil.copytree(whole, cut)
+    config = json.loads((cut / "config.json").read_text())
+    (cut / "config.json").write_text(json.dumps(config | {"out": str(cut)}))
+    (cut / "results.json").unlink()
+    lines = (cut / "drawn/ledger.jsonl").read_text().splitlines(keepends=True)
+    (cut / "drawn/ledger.jsonl").write_text("".join(lines[:8]) + (lines[8][:30] if len(lines) > 8 else ""))
+    drive(monkeypatch, driver, words(ground, cut))
+    assert (cut / "drawn/ledger.jsonl").read_text() == "".join(lines)
+    assert json.loads((cut / "results.json").read_text()) == found
+
+
+@pytest.mark.parametrize(
+    ("more", "fault"),
+    [
+        (["--prior.network", "deeper"], "prior.network: unknown 'deeper'"),
+        (["--prior.network", "paper"], "multiples of 32 and at least 64"),
+        (["--each", "0"], "each: must be at least 1"),
+        (["--calibrate", "3"], "calibrate: must be at least 4"),
+        (["--prior.rate", "0"], "prior.rate: must be above 0"),
+        (["--prior.window", "9"], "prior.window"),
+    ],
+)
+def test_what_cannot_be_used_is_refused_in_one_line(ground, tmp_path, monkeypatch, capsys, more, fault):
+    assert fault in refusal(monkeypatch, capsys, driver, words(ground, tmp_path / "no", *more))
+    assert not (tmp_path / "no").exists()
