@@ -1,0 +1,302 @@
+"""What Deep Image Prior is worth against an attacker who knows of it: the attacks, the verdicts, the table's figures.
+
+The defended detector says of an image what the bare one says of the running mean that a network has drawn of it after
+T iterations, against a threshold of its own. The attacker knows all of it, and the key (dip_gradients.Secret: the code,
+the noise, the first parameters); what he made is also judged under a key that he does not know.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ffjax import attempts, goals, individual, ledger, metrics
+from ffjax.attacks.descent import descent
+from ffjax.attempts import Runner
+from ffjax.data import codecs
+from ffjax.defences import dip_gradients
+from ffjax.defences.dip import Prior
+from ffjax.defences.dip_gradients import Secret, Trace
+from ffjax.engine import Compute
+from ffjax.errors import InputError
+from ffjax.metrics import Estimate
+from ffjax.objectives import margin
+from ffjax.types import AttackResult, Batch, Forward, Goal, ImageSet, Process
+
+Row = dict[str, Any]
+JUDGES = ("undefended", "own", "fresh")
+"""The bare detector; the defended one under the key that the attacker knows; under another."""
+CONTROLS = ("clean", "noise")
+ATTACKS = {
+    "pgd": "PGD on the detector, unaware of DIP",
+    "exact": "PGD, exact gradients through DIP",
+    "late": "PGD, gradients through all but DIP's first iterations",
+    "truncated": "PGD, gradients through DIP's last iterations",
+    "bpda": "PGD, DIP forward, identity backward (BPDA)",
+    "low": "PGD on the detector, low frequencies only",
+    "transfer": "PGD on another detector",
+    "square": "Square through DIP, scores alone",
+}
+LEAST = 2
+"""Iterations that a gradient must go back through: the last one alone has no say."""
+WORST, CHOSEN = "strongest per image", "strongest by the attacker's key"
+
+
+class Setting(NamedTuple):
+    """prior: the defence. eps: l_inf, in [0, 1] image units. steps: of every PGD. skip: iterations at the beginning,
+    where Adam's first steps make gradients explode, that the late one leaves out. last: that the truncated one goes
+    through. cells: low frequencies are what is linear between cells x cells values. queries: Square's. draws:
+    keys over which gradients are averaged, the defender's among them. batch: images at once."""
+
+    prior: Prior
+    eps: float
+    steps: int = 20
+    skip: int = 15
+    last: int = 10
+    cells: int = 8
+    queries: int = 100
+    draws: int = 1
+    batch: int = 8
+    seed: int = 0
+
+
+def secrets(seed: int, draws: int = 1) -> tuple[list[Secret], Secret]:
+    """The keys that the attacker averages over, the defender's first; and the fresh one, which is none of them."""
+    known = [Secret(2 * k, (seed + 2 * k) % (1 << 32)) for k in range(draws)]
+    return known, Secret(1, (seed + 1) % (1 << 32))
+
+
+def cropped(data: ImageSet, size: int) -> ImageSet:
+    """The central size x size pixels of each image. InputError if there are fewer."""
+    side = data.images.shape[1]
+    if not 0 < size <= side:
+        raise InputError(f"size: the middle {size} px of images of {side} px cannot be cut out")
+    first = (side - size) // 2
+    part = slice(first, first + size)
+    masks = None if data.masks is None else np.ascontiguousarray(data.masks[:, part, part])
+    return data._replace(images=np.ascontiguousarray(data.images[:, part, part]), masks=masks)
+
+
+def by_hand(process: Process, forward: Forward, watch: Callable[[int], None] = lambda done: None) -> Runner:
+    """A process driven outside jit, whose forward (and estimator) may themselves be loops of the host: `defended`,
+    `through`. The results are those of engine.run; rows that are done go along until all are."""
+
+    def run(batch: Batch, eps: np.ndarray, seed: int) -> AttackResult:
+        batch = jax.tree.map(jnp.asarray, batch)
+        seeds = jnp.full(len(eps), seed, jnp.uint32)
+        state = process.init(forward, batch, jnp.asarray(eps, jnp.float32), seeds)
+        for i in range(process.steps):
+            if bool(jnp.all(state.done)):
+                break
+            state = process.step(jnp.int32(i), state, forward)
+            watch(i + 1)
+        return jax.tree.map(np.asarray, process.finish(state, forward))
+
+    return run
+
+
+def unchanged(batch: Batch, eps: np.ndarray, seed: int) -> AttackResult:
+    """The attack that is none."""
+    none = np.zeros(len(batch.labels), np.int32)
+    return AttackResult(np.asarray(batch.images), none > 0, none > 0, none, none, none, none)
+
+
+def runners(
+    setting: Setting,
+    threshold: float,
+    detector: Forward,
+    other: Forward,
+    compute: Compute,
+    watch: Callable[[int], None] = lambda done: None,
+) -> dict[str, Runner]:
+    """Control or attack -> its runner. threshold: the defended detector's, as margin, under the attacker's key.
+
+    Whatever the goal, every PGD goes on after it is reached: a verdict that has just turned would turn back under
+    another key, or in 8 bits. Those through DIP start from the clean image.
+    """
+    bare = partial(goals.verdict, threshold=0.0)
+    behind = partial(goals.verdict, threshold=threshold)
+    known, _ = secrets(setting.seed, setting.draws)
+    front = dip_gradients.defended(setting.prior, known[0], detector)
+    pgd = attempts.built("pgd", "linf", bare, {"steps": setting.steps, "stop": False})
+    square = attempts.built("square", "linf", behind, {"steps": setting.queries, "stop": False})
+
+    def aware(last: int | None, straight: bool = False) -> Runner:
+        goal = behind("margin")
+        slopes = dip_gradients.through(goal, setting.prior, known, detector, last, straight)
+        return by_hand(climb(setting, goal, slopes), front, watch)
+
+    low = descent(
+        bare("margin"), steps=setting.steps, step=1 / setting.steps, start="zero", stop=False,
+        follow=dip_gradients.coarse(setting.cells),
+    )  # fmt: skip
+    return {
+        "clean": unchanged,
+        # a goal that nothing reaches: else an image that the bare detector calls wrongly would be handed in as it is
+        "noise": attempts.once(attempts.built("noise", "linf", partial(bare, confidence=1e9)), detector, compute),
+        "pgd": attempts.once(pgd, detector, compute),
+        "exact": aware(None),
+        "late": aware(max(LEAST, setting.prior.steps - setting.skip)),
+        "truncated": aware(setting.last),
+        "bpda": aware(0, straight=True),
+        "low": attempts.once(low, detector, compute),
+        "transfer": attempts.once(pgd, other, compute),
+        "square": by_hand(square, front, watch),
+    }
+
+
+def climb(setting: Setting, goal: Goal, slopes: Any) -> Process:
+    """PGD from the clean image along an estimator's gradients."""
+    return descent(goal, steps=setting.steps, step=0.1, start="zero", estimator=slopes, stop=False)
+
+
+def judges(setting: Setting, detector: Forward) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
+    """Judge -> images (B, H, W, 3) -> margins (B,)."""
+    known, fresh = secrets(setting.seed, setting.draws)
+    forwards = {
+        "undefended": jax.jit(lambda x: detector(x)),
+        "own": dip_gradients.defended(setting.prior, known[0], detector),
+        "fresh": dip_gradients.defended(setting.prior, fresh, detector),
+    }
+    return {name: partial(_margins, forward) for name, forward in forwards.items()}
+
+
+def _margins(forward: Forward, images: np.ndarray) -> np.ndarray:
+    return np.asarray(margin(forward(jnp.asarray(images))))
+
+
+def attack(
+    path: Path,
+    data: ImageSet,
+    ids: Sequence[int],
+    runner: Runner,
+    said: Mapping[str, Callable[[np.ndarray], np.ndarray]],
+    setting: Setting,
+    tell: Callable[[int, str], None] = lambda done, note: None,
+) -> list[Row]:
+    """The rows of the ledger at `path`, one for each of `ids` in order, made as far as they are not there: who it is,
+    what every judge says of the attacked image as 8-bit PNG, its l_inf distance, what it cost.
+
+    Always setting.batch images at once, the last of them repeated where there are fewer, and always the same together:
+    a row does not depend on where an earlier start was killed. InputError for a line that is of none of them.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows: dict[int, Row] = {}
+    for row in ledger.read(path):
+        i = row.get("id")
+        if not isinstance(i, int) or i not in ids or row.get("name") != data.names[i]:
+            raise InputError(f"{path}: holds a line of {row.get('name')}, which is no image of this run")
+        rows[i] = row
+    for first in range(0, len(ids), setting.batch):
+        block = list(ids[first : first + setting.batch])
+        if any(i not in rows for i in block):
+            new = _attacked(data, block, runner, said, setting)
+            ledger.append(path, [row for row in new if row["id"] not in rows])
+            rows |= {row["id"]: row for row in new if row["id"] not in rows}
+        tell(first + len(block), "")
+    return [rows[i] for i in ids]
+
+
+def _attacked(
+    data: ImageSet,
+    block: Sequence[int],
+    runner: Runner,
+    said: Mapping[str, Callable[[np.ndarray], np.ndarray]],
+    setting: Setting,
+) -> list[Row]:
+    began = time.monotonic()
+    batch = padded(data, block, setting.batch)
+    result = runner(batch, np.full(setting.batch, setting.eps, np.float32), setting.seed)
+    images = codecs.png(np.asarray(result.images))
+    far = np.abs(images - batch.images).max(axis=(1, 2, 3))
+    told = {name: judge(images) for name, judge in said.items()}
+    seconds = round((time.monotonic() - began) / len(block), 2)
+    return [
+        {"id": int(i), "name": data.names[i], "label": int(data.labels[i]), "group": int(data.groups[i])}
+        | {"margins": {name: round(float(values[k]), 5) for name, values in told.items()}}
+        | {"linf": round(float(far[k]), 6), "gradients": int(result.gradients[k])}
+        | {"queries": int(result.queries[k]), "seconds": seconds}
+        for k, i in enumerate(block)
+    ]
+
+
+def padded(data: ImageSet, block: Sequence[int], size: int) -> Batch:
+    """These images, the last repeated up to `size` rows."""
+    return individual.batch_of(data, np.array([*block, *[block[-1]] * (size - len(block))]))
+
+
+def traced(setting: Setting, threshold: float, data: ImageSet, ids: Sequence[int], detector: Forward) -> Trace:
+    """The exact gradient's way back through DIP, at these clean images (setting.batch of them at most)."""
+    (secret, *_), _ = secrets(setting.seed, setting.draws)
+    batch = jax.tree.map(jnp.asarray, padded(data, ids, setting.batch))
+    states = dip_gradients.walk(setting.prior, secret, batch.images)
+    goal = goals.verdict(threshold=threshold)
+    slope = dip_gradients.sloped(goal, detector, states[-1].average, batch)
+    trace = dip_gradients.pulled(setting.prior, secret, states, slope.gradient)[1]
+    return Trace(trace.steps, *(np.asarray(x)[:, : len(ids)] for x in trace[1:]))  # type: ignore[arg-type]
+
+
+def calibrated(rows: Sequence[Row], judge: str) -> tuple[float, float]:
+    """The margin above which this judge says fake, of best balanced accuracy on held-out rows, and that accuracy.
+    InputError where nothing parts the classes better than chance."""
+    labels = np.array([row["label"] for row in rows])
+    said = np.array([row["margins"][judge] for row in rows])
+    threshold = float(metrics.best_threshold(metrics.roc(said, labels, np.ones((len(said), 1))))[0])
+    if not np.isfinite(threshold):
+        raise InputError(f"no threshold can be calibrated: behind DIP ({judge} key) fakes score no higher than reals")
+    calls = (said > threshold) == (labels == 1)
+    return threshold, float((calls[labels == 1].mean() + calls[labels == 0].mean()) / 2)
+
+
+Shares = dict[str, dict[str, Estimate]]
+"""Judge -> fakes, reals -> share that stays rightly called."""
+
+
+def figures(ledgers: Mapping[str, Sequence[Row]], thresholds: Mapping[str, float]) -> dict[str, Shares]:
+    """Control, attack, or the strongest of them -> Shares. An image counts as right where it is called so as it is and
+    as attacked: the attacker may hand it in as it is. Of the strongest, an image that one attack was not tried on
+    counts by the others.
+
+    strongest per image: wrong under any attack (by that judge). strongest by the attacker's key: of each image the one
+    that went farthest to the wrong side under the key that he knows, whatever the judge.
+    """
+    clean = {row["id"]: row for row in ledgers["clean"]}
+    found: dict[str, Shares] = {}
+    for name, rows in ledgers.items():
+        found[name] = {j: _shares(rows, [_right(r, j, t, clean) for r in rows]) for j, t in thresholds.items()}
+    tried = {i: [by[i] for by in _by_id(ledgers) if i in by] for i in clean}
+    rows = list(clean.values())
+    found[WORST], found[CHOSEN] = {}, {}
+    for judge, threshold in thresholds.items():
+        worst = [all(_right(r, judge, threshold, clean) for r in tried[i]) for i in clean]
+        best = [max(tried[i], key=partial(_wrongness, "own", thresholds["own"])) for i in clean]
+        found[WORST][judge] = _shares(rows, worst)
+        found[CHOSEN][judge] = _shares(rows, [_right(r, judge, threshold, clean) for r in best])
+    return found
+
+
+def _by_id(ledgers: Mapping[str, Sequence[Row]]) -> list[dict[int, Row]]:
+    return [{row["id"]: row for row in rows} for name, rows in ledgers.items() if name not in CONTROLS]
+
+
+def _wrongness(judge: str, threshold: float, row: Row) -> float:
+    past = row["margins"][judge] - threshold
+    return -past if row["label"] == 1 else past
+
+
+def _right(row: Row, judge: str, threshold: float, clean: Mapping[int, Row]) -> bool:
+    return all((r["margins"][judge] > threshold) == (r["label"] == 1) for r in (row, clean[row["id"]]))
+
+
+def _shares(rows: Sequence[Row], right: Sequence[bool]) -> dict[str, Estimate]:
+    labels, groups = (np.array([row[name] for row in rows]) for name in ("label", "group"))
+    values = np.array(right, float)
+    return {
+        name: metrics.share(values[labels == label], groups[labels == label])
+        for name, label in (("fakes", 1), ("reals", 0))
+    }

@@ -1,0 +1,168 @@
+"""Deep Image Prior against an aware attacker: the driver as a user runs it, on pictures that are easy to tell apart;
+and what becomes of verdicts."""
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import toys
+from driven import drive, refusal
+from ground import pictures
+
+from experiments import dip_adaptive as driver
+from ffjax import detectors, dip_adaptive
+from ffjax.detectors import weights
+from ffjax.dip_adaptive import ATTACKS, CHOSEN, CONTROLS, JUDGES, WORST
+from ffjax.errors import InputError
+
+ROWS = (*CONTROLS, *ATTACKS)
+
+
+@pytest.fixture(scope="module")
+def ground(tmp_path_factory) -> Path:
+    """32 px pictures whose fakes are redder, two ResNet-10 of random weights, and a Meso-4 that fits 64 px alone."""
+    folder = pictures(tmp_path_factory.mktemp("ground"), 48, ("train", "validation", "test"))
+    for arch, seed, size in (("resnet10", 0, 32), ("resnet10", 1, 32), ("meso4", 0, 64)):
+        variables = jax.jit(detectors.build(arch, size).init)(jax.random.key(seed))
+        weights.save(folder / f"{arch}-{seed}.safetensors", variables, {"arch": arch, "size": size})
+    return folder
+
+
+def words(ground: Path, out: Path, *more: str) -> list[str]:
+    given = ["--detector", f"resnet10:{ground}/resnet10-0.safetensors"]
+    given += ["--other", f"resnet10:{ground}/resnet10-1.safetensors", "--data", str(ground / "labels.csv")]
+    given += ["--whole", "32", "--size", "16", "--images", "2", "--calibrate", "4", "--eps", "16", "--steps", "2"]
+    given += [
+        "--prior.steps",
+        "3",
+        "--skip",
+        "1",
+        "--last",
+        "2",
+        "--cells",
+        "2",
+        "--queries",
+        "2",
+        "--few",
+        "1",
+        "--batch",
+        "3",
+    ]
+    return [*given, "--out", str(out), *more]
+
+
+def timeless(out: Path) -> dict[str, list]:
+    paths = sorted(out.glob("attacks/*/ledger.jsonl"))
+    rows = {path.parent.name: [json.loads(line) for line in path.read_text().splitlines()] for path in paths}
+    return {name: [{k: v for k, v in row.items() if k != "seconds"} for row in some] for name, some in rows.items()}
+
+
+@pytest.mark.slow
+def test_it_attacks_judges_draws_and_goes_on_where_it_was_cut(ground, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "made"
+    drive(monkeypatch, driver, words(ground, out))
+    told = capsys.readouterr().out
+    assert "strongest per image" in told and "on its way back" in told and "central 16 px" in told
+    assert (out / "figures/adaptive.png").stat().st_size > 10_000
+    found, rows = json.loads((out / "results.json").read_text()), timeless(out)
+    assert set(rows) == {"held-out", *ROWS} and set(found["table"]) == {*ROWS, WORST, CHOSEN}
+    assert found["gradients"]["steps"] == [3, 2, 1, 0] and np.isfinite(found["gradients"]["params"]).all()
+    for judge in JUDGES:
+        for kind in ("fakes", "reals"):
+            worst, clean = (found["table"][name][judge][kind]["value"] for name in (WORST, "clean"))
+            single = [found["table"][name][judge][kind] for name in ATTACKS]
+            assert all(worst <= one["value"] <= clean for one in single if one["n"] == 2)
+    for name in ROWS:
+        assert len(rows[name]) == (2 if name == "square" else 4)
+        assert all(row["linf"] <= 16 / 255 + 1e-6 for row in rows[name])
+    assert all(row["linf"] > 0.9 * 16 / 255 for row in rows["noise"])
+    for name in ("exact", "late", "truncated", "bpda", "low", "transfer"):
+        assert any(row["linf"] > 0 for row in rows[name])
+
+    (out / "results.json").unlink()
+    for name, kept in (("exact", 1), ("bpda", 0), ("held-out", 5)):
+        path = out / "attacks" / name / "ledger.jsonl"
+        lines = path.read_text().splitlines(keepends=True)
+        path.write_text("".join(lines[:kept]) + lines[kept][:9])
+    drive(monkeypatch, driver, words(ground, out))
+    assert timeless(out) == rows and json.loads((out / "results.json").read_text()) == found
+    said = refusal(monkeypatch, capsys, driver, words(ground, out, "--queries", "3"))
+    assert "queries: 2 there, 3 asked" in said
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--prior.network", "huge"], "prior.network: unknown 'huge'; known: paper, denoising, small"),
+        (["--prior.steps", "501"], "prior.steps: must be from 1 to 500, got 501"),
+        (["--prior.average", "1"], "prior: rate must be above 0, and average from 0 to below 1"),
+        (["--size", "12"], "multiples of 8"),
+        (["--size", "64"], "size: at most whole"),
+        (["--eps", "0"], "eps: above 0"),
+        (["--last", "1"], "last: must be at least 2, got 1"),
+        (["--batch", "1"], "batch: must be at least 2, got 1"),
+        (["--seed", "-1"], "seed: must be from 0 to 2^32 - 1, got -1"),
+        (["--detector", "nowhere"], "nowhere"),
+    ],
+)
+def test_what_cannot_be_done_is_told_in_one_line_and_nothing_is_made(
+    ground, tmp_path, monkeypatch, capsys, more, message
+):
+    assert message in refusal(monkeypatch, capsys, driver, words(ground, tmp_path / "out", *more))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_detector_of_one_size_is_refused(ground, tmp_path, monkeypatch, capsys):
+    more = ["--detector", f"meso4:{ground}/meso4-0.safetensors", "--size", "32"]
+    assert "weights fit any size" in refusal(monkeypatch, capsys, driver, words(ground, tmp_path / "out", *more))
+
+
+def row(i: int, label: int, own: float, fresh: float) -> dict:
+    margins = {"undefended": own, "own": own, "fresh": fresh}
+    return {"id": i, "name": f"{i}.png", "label": label, "group": i, "margins": margins}
+
+
+def test_figures_by_hand():
+    """Fakes 0, 1 and 2 (which is called real as it is), real 3; thresholds 0, 1 and 1."""
+    ledgers = {
+        "clean": [row(0, 1, 3, 3), row(1, 1, 3, 3), row(2, 1, 0.5, 3), row(3, 0, 0.9, 0)],
+        "noise": [row(0, 1, -9, -9), row(1, 1, 3, 3), row(2, 1, 3, 3), row(3, 0, 0, 0)],
+        "pgd": [row(0, 1, 0.9, 2), row(1, 1, 2, 0.5), row(2, 1, 3, 3), row(3, 0, 0, 2)],
+        "square": [row(0, 1, 0.5, 2), row(3, 0, 0, 0)],
+    }
+    found = dip_adaptive.figures(ledgers, {"undefended": 0.0, "own": 1.0, "fresh": 1.0})
+
+    def share(name: str, judge: str, kind: str) -> float:
+        return round(3 * found[name][judge][kind].value) / 3 if kind == "fakes" else found[name][judge][kind].value
+
+    assert [share("clean", j, "fakes") for j in JUDGES] == [1, 2 / 3, 1]
+    assert share("noise", "own", "fakes") == 1 / 3  # 2 was wrong as it is
+    assert [share("pgd", j, "fakes") for j in JUDGES] == [1, 1 / 3, 2 / 3]
+    assert [share(WORST, j, "fakes") for j in JUDGES] == [1, 1 / 3, 2 / 3]  # noise is no attack
+    assert share(WORST, "fresh", "reals") == 0 and share(WORST, "own", "reals") == 1
+    assert share(CHOSEN, "own", "fakes") == share(WORST, "own", "fakes")
+    assert found["square"]["own"]["fakes"].n == 1
+
+
+def test_a_threshold_is_where_balanced_accuracy_is_best_and_chance_is_refused():
+    rows = [row(k, label, own, -own) for k, (label, own) in enumerate([(1, 3.0), (1, 2.0), (0, 1.0), (0, 0.0)])]
+    assert dip_adaptive.calibrated(rows, "own") == (1.5, 1.0)
+    with pytest.raises(InputError, match="fakes score no higher than reals"):
+        dip_adaptive.calibrated(rows, "fresh")
+
+
+def test_the_middle_is_cut_out():
+    data = toys.images(4)
+    found = dip_adaptive.cropped(data, 6)
+    np.testing.assert_array_equal(found.images, data.images[:, 3:9, 3:9])
+    with pytest.raises(InputError, match="size: the middle 13 px of images of 12 px"):
+        dip_adaptive.cropped(data, 13)
+
+
+def test_the_fresh_key_is_none_that_the_attacker_averages_over():
+    known, fresh = dip_adaptive.secrets((1 << 32) - 1, 4)
+    every = [*known, fresh]
+    assert len({s.code for s in every}) == len({s.start for s in every}) == 5
+    assert known[0] == dip_adaptive.secrets((1 << 32) - 1)[0][0]
