@@ -69,10 +69,10 @@ def trajectories(rows: Sequence[Row], prior: Prior, rules: Mapping[str, Rule]) -
         name = "what was drawn" if form == "drawn" else "running mean of it"
         ax.set(title=name, xlabel="iteration", ylim=(-0.03, 1.03))
     panels[0].set_ylabel("P(real), mean of the last looks")
-    panels[0].legend(fontsize=9, loc="upper left")
     for kind, values in psnr.items():
         _lines(panels[2], steps, values, COLOURS[kind], kind)
     panels[2].set(title="PSNR to the image (dB)", xlabel="iteration")
+    fig.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return fig
 
 
