@@ -6,17 +6,16 @@ detector's score followed along the iterations, and its 100-image table with the
 Fakes perturbed by FGSM and Carlini-Wagner, on the detector itself (white) and on VGG-16 (black), are drawn beside clean
 reals and fakes, ten of each stratum; iteration, threshold and image looked at are chosen on images of the validation
 split, and the paper's thresholds 0.25 and 0.5 stand beside. Expected: clean reals come back as real, perturbed fakes
-mostly as fake. Cost: 18 ms an image and iteration on 2 CPU cores at 128 px, so 54 s an image, two hours in all; less
-with --each, --calibrate and --prior.steps. Killed and started again it goes on. Result: OUT/results.json,
-OUT/figures/trajectories.png, OUT/drawn/ledger.jsonl (one line an image)
+mostly as fake; seen, small, that did not come back (README). Cost: 18 to 30 ms an image and iteration on 2 CPU cores at
+128 px, so 54 to 90 s an image, two to three hours in all; less with --each, --calibrate and --prior.steps. Killed and
+started again it goes on. Result: OUT/results.json, OUT/figures/trajectories.png, OUT/drawn/ledger.jsonl (one line an
+image)
 """
 
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 from rich.console import Console
 
 from ffjax import figures, gandhi, gandhi_dip, gandhi_dip_table, gandhi_table, individual, metrics, run, study
@@ -28,7 +27,7 @@ from ffjax.engine import Compute
 from ffjax.errors import InputError
 from ffjax.evaluate import margins
 from ffjax.gandhi import Cell, Setting
-from ffjax.gandhi_dip import Row, Rule, Subject
+from ffjax.gandhi_dip import Row, Subject
 from ffjax.progress import stage, step
 from ffjax.types import Forward, ImageSet
 
@@ -116,12 +115,12 @@ def main(cfg: Config) -> None:
     rule = gandhi_dip.calibrated(tuned, cfg.prior.window)
     rules = {"calibrated": rule} | {f"threshold {t:g}": rule._replace(threshold=t) for t in (0.25, 0.5)}
     figures.save(figures.styled(gandhi_dip_table.trajectories, rows, prior, rules), folder / "figures/trajectories.png")
-    found = _found(rows, rules, ledgers)
+    found = gandhi_dip.tables(rows, rules, ledgers, DETECTOR)
     own = f"ResNet-18, {' '.join(f'{k}={v}' for k, v in loaded[0].meta['options'].items())}, {gandhi_table.UNTRAINED}"
     told = gandhi_dip_table.differs(
         cfg.data, cfg.size, prior, own, rule, len(tuned), list(dict.fromkeys(r["stratum"] for r in rows))
     )
-    early = _early(rows, rule, prior)
+    early = gandhi_dip.hastened(rows, rule, prior)
     plain = {key: {name: metrics.plain(one) for name, one in table.items()} for key, table in found.items()}
     run.write_json(
         folder / "results.json",
@@ -178,28 +177,6 @@ def _drawn(
     compute = replace(cfg.compute, batch=cfg.prior.batch, snapshot=250)
     with stage(console, folder.name, len(these), "images") as tell:
         return gandhi_dip.draw(folder, prior, these, forward, compute, cfg.seed, tell)
-
-
-def _found(rows: list[Row], rules: dict[str, Rule], ledgers: dict[str, list[Row]]) -> dict[str, dict[str, Any]]:
-    table = {f"DIP, {name}": gandhi_dip.figures(rows, rule) for name, rule in rules.items()}
-    table["detector alone"] = gandhi_dip.undefended(rows)
-    strata = {name: gandhi_dip.by_stratum(rows, rule) for name, rule in rules.items()}
-    names = list(strata["calibrated"])
-    rates: dict[str, Any] = {}
-    undefended = gandhi_dip.undefended_rates(ledgers, DETECTOR)
-    fooled = {attack: 1 - e.value for attack, e in undefended.items()}
-    for attack, e in undefended.items():
-        every = {rule: gandhi_dip.population(one, fooled)[attack] for rule, one in strata.items()}
-        rates[attack] = {"fakes": e.n, "undefended": e} | every
-    return {"table": table, "strata": {n: {r: one[n] for r, one in strata.items()} for n in names}, "rates": rates}
-
-
-def _early(rows: list[Row], rule: Rule, prior: Prior, patience: int = 5) -> dict[str, Any]:
-    called, took = gandhi_dip.early(rows, rule, patience)
-    labels = np.array([row["label"] for row in rows])
-    steps = np.minimum(took * prior.look, prior.steps)
-    found = {"patience": patience, "accuracy": float(np.mean(called == (labels == 1)))}
-    return found | {"iterations": float(steps.mean()), "iterations_of_reals": float(steps[labels == 0].mean())}
 
 
 if __name__ == "__main__":
