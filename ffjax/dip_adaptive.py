@@ -126,7 +126,7 @@ def runners(
     pgd = attempts.built("pgd", "linf", bare, {"steps": setting.steps, "stop": False})
     square = attempts.built("square", "linf", behind, {"steps": setting.queries, "stop": False})
 
-    def aware(last: int | None, straight: bool = False) -> Runner:
+    def aware(last: int | None = None, straight: bool = False) -> Runner:
         goal = behind("margin")
         slopes = dip_gradients.through(goal, setting.prior, known, detector, last, straight)
         return by_hand(climb(setting, goal, slopes), front, watch)
@@ -140,10 +140,10 @@ def runners(
         # a goal that nothing reaches: else an image that the bare detector calls wrongly would be handed in as it is
         "noise": attempts.once(attempts.built("noise", "linf", partial(bare, confidence=1e9)), detector, compute),
         "pgd": attempts.once(pgd, detector, compute),
-        "exact": aware(None),
+        "exact": aware(),
         "late": aware(max(LEAST, setting.prior.steps - setting.skip)),
         "truncated": aware(setting.last),
-        "bpda": aware(0, straight=True),
+        "bpda": aware(straight=True),
         "low": attempts.once(low, detector, compute),
         "transfer": attempts.once(pgd, other, compute),
         "square": by_hand(square, front, watch),

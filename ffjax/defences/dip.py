@@ -73,7 +73,7 @@ class Drawing(NamedTuple):
 
 class Watched(NamedTuple):
     """A drawing with what the detector said of it at each look, (B, looks): margins of what was drawn and of the
-    running mean, and the PSNR; NaN where it has not looked yet. drawn, average, taken at the look that settled it."""
+    running mean, and the PSNR; NaN where it has not looked yet. done (B,) bool: settled, what is shown stays."""
 
     drawing: Drawing
     said: Array

@@ -85,7 +85,7 @@ def apply(network: Skip, params: Params, z: Array, conv: Callable[..., Array] | 
     is fast on this backend.
     """
     each = conv or fastest()
-    images, scales = len(params["last"]), len(network.channels)
+    scales = len(network.channels)
 
     def block(name: str, x: Array, stride: int = 1) -> Array:
         return _leaky(_norm(params, name, each(x, params[name], stride)))
@@ -102,7 +102,6 @@ def apply(network: Skip, params: Params, z: Array, conv: Callable[..., Array] | 
         return block(f"mix{i}", block(f"up{i}", _norm(params, f"joined{i}", deep)))
 
     drawn = each(scale(0, z[None]), params["last"], 1) + params["last_bias"][:, None, None]
-    assert drawn.shape[0] == images
     return jax.nn.sigmoid(drawn)
 
 
