@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from experiments import hardened
-from ffjax import attacked_copy, defences, detectors, run, study
+from ffjax import attacked_copy, defences, detectors, objectives, run, study
 from ffjax.defences.mixing import Attacker, Start
 from ffjax.detectors import Loaded
 from ffjax.errors import InputError
@@ -46,9 +46,10 @@ class Config(hardened.Config):
     """The detector and its training, and how the images are mixed."""
 
     attack: Attack = field(default_factory=Attack)
-    method: Literal["mixed", "offline", "trades"] = "mixed"
-    """mixed: the cross-entropy of both, attacked anew at every step; offline: the training set and a copy of it
-    attacked once, on --copies; trades: the cross-entropy of the normal ones, and how far the attack moves outputs."""
+    method: Literal["mixed", "attacked", "offline", "trades"] = "mixed"
+    """mixed: the cross-entropy of both, attacked anew at every step; attacked: that of the attacked ones, which alone
+    are shown; offline: the training set and a copy of it attacked once, on --copies; trades: the cross-entropy of the
+    normal ones, and how far the attack moves outputs."""
     copies: str | None = None
     """The detector that the copy is attacked on (offline): a shipped name, or ARCHITECTURE:WEIGHTS-FILE."""
     share: float = 0.5
@@ -84,9 +85,12 @@ def _defence(cfg: Config, detector: Detector) -> Callable[[LossFn], LossFn]:
             defended = defences.trades(loss, detector, _attacker(cfg), cfg.beta)
         elif cfg.method == "mixed":
             defended = defences.mixed(loss, detector, _attacker(cfg), cfg.share)
+        elif cfg.method == "attacked":
+            defended = defences.adversarial(loss, detector, _attacker(cfg))
         else:
             defended = loss
-        return defences.gradient_norm(defended, detector, cfg.penalty) if cfg.penalty else defended
+        of = partial(objectives.cross_entropy, mask=cfg.train.mask)
+        return defences.gradient_norm(defended, detector, cfg.penalty, of=of) if cfg.penalty else defended
 
     return defend
 

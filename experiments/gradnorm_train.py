@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from experiments import hardened
-from ffjax import defences, run
+from ffjax import defences, objectives, run
 from ffjax.defences.penalties import Size
 from ffjax.errors import InputError
 
@@ -32,10 +32,11 @@ def main(cfg: Config) -> None:
     """Trains and reports."""
     if cfg.weight < 0:
         raise InputError(f"weight: must not be negative, got {cfg.weight}")
+    of = partial(objectives.cross_entropy, mask=cfg.train.mask)
     hardened.train(
         cfg,
         "experiments.gradnorm_train",
-        lambda detector: partial(defences.gradient_norm, detector=detector, weight=cfg.weight, size=cfg.norm),
+        lambda detector: partial(defences.gradient_norm, detector=detector, weight=cfg.weight, size=cfg.norm, of=of),
     )
 
 

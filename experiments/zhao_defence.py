@@ -22,7 +22,7 @@ import jax
 from rich.console import Console
 
 from experiments import hardened, train_detector
-from ffjax import defences, detectors, figures, hardness, metrics, run, study, zhao, zhao_table
+from ffjax import defences, detectors, figures, hardness, metrics, objectives, run, study, zhao, zhao_table
 from ffjax.data import patches, sets
 from ffjax.data.augment import Augment
 from ffjax.data.jpeg_history import history_scorer
@@ -194,7 +194,7 @@ def _trained(cfg: Config, folder: Run, spec: str, recipe: Recipe, seed: int) -> 
             train=replace(cfg.train, seed=seed, augment=_augment(cfg, spec)),
         )  # fmt: skip
         judge = hardened.lexical(cfg.eps / 255, cfg.few, cfg.compute)
-        train_detector.main(asked, BY, partial(_defence, cfg.mix, recipe), judge)
+        train_detector.main(asked, BY, partial(_defence, cfg, recipe), judge)
     loaded = detectors.load(f"{cfg.arch}:{out / 'weights.safetensors'}")
     return study.networks([loaded], cfg.size)[loaded.name].forward
 
@@ -210,12 +210,13 @@ def _others(cfg: Config, nets: Nets, seed: int) -> dict[str, Forward]:
     return {d: nets[d, seed] for d in DEFENCES[1:]} | {"plain": nets["plain", later]}
 
 
-def _defence(mix: Mix, recipe: Recipe, detector: Detector) -> Callable[[LossFn], LossFn]:
+def _defence(cfg: Config, recipe: Recipe, detector: Detector) -> Callable[[LossFn], LossFn]:
+    mix, of = cfg.mix, partial(objectives.cross_entropy, mask=cfg.train.mask)
     attacker = defences.climb(mix.eps / 255, mix.steps, mix.stride, mix.start, mix.ranged)
 
     def defend(loss: LossFn) -> LossFn:
         mixed = defences.mixed(loss, detector, attacker, recipe.share) if recipe.share else loss
-        return defences.gradient_norm(mixed, detector, recipe.weight) if recipe.weight else mixed
+        return defences.gradient_norm(mixed, detector, recipe.weight, of=of) if recipe.weight else mixed
 
     return defend
 

@@ -28,6 +28,7 @@ def words(pictures, out, *more):
         (adversarial_train, ["--attack.eps", "4", "--penalty", "0.05"]),
         (adversarial_train, ["--method", "trades", "--attack.steps", "2", "--attack.start", "near"]),
         (adversarial_train, ["--attack.heap", "4", "--attack.no-ranged"]),
+        (adversarial_train, ["--method", "attacked", "--attack.start", "uniform", "--attack.stride", "1.25"]),
         (adversarial_train, ["--method", "offline", "--copies", "meso4-a0"]),
     ],
 )

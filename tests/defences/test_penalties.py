@@ -1,5 +1,7 @@
 """Penalties are what their equations say, example by example, and so are their gradients, to the second order."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -163,3 +165,31 @@ def test_the_penalty_makes_the_gradients_smaller():
 
 def test_a_floor_stands_under_the_root():
     assert float(SIZES["norm"](jnp.zeros((1, 2, 2, 3)))[0]) == pytest.approx(TINY**0.5)
+
+
+@pytest.mark.parametrize("name", ["norm", "lipschitz"])
+def test_the_penalty_of_a_training_in_bfloat16_is_float32s(name):
+    """The cross-entropy is of the training forward, in bfloat16; the penalty looks at `apply`, which stays float32."""
+    v, some = variables(), jax.tree.map(jnp.asarray, batch())
+    low = train.cross_entropy(train.at_precision(toys.TOY, "bfloat16"))
+    for loss in (PLAIN, low):
+        (told, _), (alone, _) = (f(v, some, KEY) for f in (WRAPPED[name](loss, toys.TOY), loss))
+        expected = WRAPPED[name](PLAIN, toys.TOY)(v, some, KEY)[0] - PLAIN(v, some, KEY)[0]
+        np.testing.assert_allclose(told - alone, expected, rtol=1e-4, atol=1e-6)
+    assert not np.array_equal(low(v, some, KEY)[0], PLAIN(v, some, KEY)[0])
+    slope = jax.grad(lambda params: jnp.mean(WRAPPED[name](low, toys.TOY)({"params": params}, some, KEY)[0]))(
+        v["params"]
+    )
+    assert all(leaf.dtype == np.float32 and np.isfinite(leaf).all() for leaf in jax.tree.leaves(slope))
+
+
+def test_the_penalty_of_a_mask_has_the_weight_that_training_gives_it():
+    apply = toys.two_headed().forward.func
+    two = toys.TOY._replace(apply=apply, train=lambda variables, images, key: (apply(variables, images), variables))
+    v, some = two.init(jax.random.key(0)), batch_at(toys.masked(20), 6, 0, 0)
+    for weight in (0.0, 1.0, 4.0):
+        of = partial(cross_entropy, mask=weight)
+        told, _ = defences.gradient_norm(train.cross_entropy(two, weight), two, 0.7, of=of)(v, some, KEY)
+        slopes = jax.grad(lambda x, of=of: jnp.sum(of(two.apply(v, x), some)))(jnp.asarray(some.images))
+        plain = train.cross_entropy(two, weight)(v, some, KEY)[0]
+        np.testing.assert_allclose(told - plain, 0.7 * jnp.linalg.norm(slopes.reshape(6, -1), axis=1), rtol=1e-4)
