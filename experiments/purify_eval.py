@@ -78,7 +78,8 @@ def main(cfg: Config) -> None:
     for name in (NONE, *cfg.purifiers):
         cells = _cells(cfg, console, folder, name, data, own, known, setting)
         found += purifying.entries(name, cells, data)
-        flags[name] = purifying.flags(purifying.named(name), own, data, cells, cfg.compute, cfg.seed)
+        with step(console, f"{name}: signs of robustness that is none"):
+            flags[name] = purifying.flags(purifying.named(name), own, data, cells, setting, cfg.compute)
     run.write_json(folder / "results.json", purifying_table.plain(found, flags))
     drawn = figures.styled(purifying_table.figure, found, loaded[0].name, cfg.eps)
     figures.save(drawn, folder / "figures/purifiers.png")

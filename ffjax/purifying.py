@@ -31,6 +31,9 @@ from ffjax.types import Array, Batch, Forward, Goal, ImageSet, Outputs
 FRESH = 15
 """Draws by which a random purifier is judged; odd, so that none is undecided."""
 
+MOST = 8
+"""Images that stand and are attacked again, with more effort."""
+
 NONE = "none"
 """The row of the detector as it is."""
 
@@ -208,11 +211,11 @@ def _entry(
 
 
 def flags(
-    purifier: Purifier, forward: Forward, data: ImageSet, cells: Cells, compute: Compute, seed: int
+    purifier: Purifier, forward: Forward, data: ImageSet, cells: Cells, setting: Setting, compute: Compute
 ) -> dict[str, str]:
-    """Signs of robustness that is none: of the defended detector on its first images (sanity.of_forward), and where
-    an attacker that knows less breaks more."""
-    (first, *_) = judges(purifier, forward, seed)
+    """Signs of robustness that is none: of the defended detector on its first images (sanity.of_forward), where an
+    attacker that knows less breaks more, and whether more steps or larger bounds break what stands."""
+    (first, *_) = judges(purifier, forward, setting.seed)
     some = individual.batch_of(data, np.arange(len(data.labels))[: compute.batch])
     found = sanity.of_forward(first, goals.verdict(), some)
     white = [kind for kind in WHITE if kind in cells] or ["unaware"]
@@ -226,7 +229,20 @@ def flags(
         found["bpda_beats_exact"] = told
     tried = [row["id"] for row in cells["square"]]
     late = _right(cells, white, data)[tried] > _right(cells, ["square"], data)[tried]
-    return found | sanity.of_ensemble({"square": int(np.sum(late))}, ["square"])
+    found |= sanity.of_ensemble({"square": int(np.sum(late))}, ["square"])
+    return found | _effort(purifier, forward, data, _right(cells, white, data), setting, compute)
+
+
+def _effort(
+    purifier: Purifier, forward: Forward, data: ImageSet, stands: np.ndarray, setting: Setting, compute: Compute
+) -> dict[str, str]:
+    """By gradients through the purifier, on the first MOST images that stand (N,); nothing where none does."""
+    ids = np.flatnonzero(stands)[:MOST]
+    if not len(ids):
+        return {}
+    climb = partial(_eot if purifier.random else _pgd, purifier.transform, forward, compute=compute)
+    once, longer = (climb(setting=setting._replace(steps=steps)) for steps in (setting.steps, 2 * setting.steps))
+    return sanity.of_effort(once, longer, individual.batch_of(data, ids), setting.eps, 1.0, setting.seed)
 
 
 def _right(cells: Cells, kinds: Sequence[str], data: ImageSet) -> np.ndarray:

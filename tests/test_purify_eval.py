@@ -121,7 +121,9 @@ def test_a_purifier_whose_gradient_vanishes_holds_against_it_and_is_broken_by_bp
     }
     right = {kind: purifying.share_right(cells, [kind], "float", 8).mean() for kind in cells}
     assert right["clean"] == right["exact"] == right["noise"] == 1 and right["bpda"] == 0
-    assert {"zero_gradient", "bpda_beats_exact"} <= set(purifying.flags(defence, forward, data, cells, COMPUTE, 0))
+    assert {"zero_gradient", "bpda_beats_exact"} <= set(
+        purifying.flags(defence, forward, data, cells, setting, COMPUTE)
+    )
     (aware,) = (e for e in purifying.entries("defended", cells, data) if (e.kind, e.form) == ("aware", "float"))
     assert aware.every.value == 0 and aware.every.n == 8
 
@@ -200,11 +202,33 @@ def test_an_image_is_right_where_most_draws_are_under_every_attacker_and_clean()
 def test_an_attacker_that_knows_less_and_breaks_more_is_flagged():
     data = ramp(np.random.default_rng(0).integers(0, 256, (4, *toys.SHAPE), np.uint8))
     defence = purifiers.PURIFIERS["bits5"]
-    found = purifying.flags(defence, toys.forward(), data, CELLS, COMPUTE, 0)
+    setting = Setting(0.0, 10, 2, 20, 0)
+    found = purifying.flags(defence, toys.forward(), data, CELLS, setting, COMPUTE)
     late = {"unaware_beats_white_box", "transfer_beats_white_box", "black_box_beats_white_box"}
-    assert set(found) == late
+    # the ledgers are made up: the toy calls some wrongly that stand in them, which counts as broken by more steps
+    assert set(found) - {"more_steps_help"} == late
     strong = CELLS | {"exact": [row(0, 0, 1, 1, 1), row(1, 1, -1, -1, -1), *CELLS["exact"][2:]]}
-    assert purifying.flags(defence, toys.forward(), data, strong, COMPUTE, 0) == {}
+    assert set(purifying.flags(defence, toys.forward(), data, strong, setting, COMPUTE)) <= {"more_steps_help"}
+
+
+@pytest.mark.parametrize(
+    ("clean", "told", "bias"),
+    [
+        (lambda key, image: image, {"more_steps_help": "twice the steps break 4 of 4"}, -6.0),
+        (coarse, {"unbounded_fails": "4 of 4 images stand with no bound at all"}, -100.0),
+    ],
+)
+def test_what_more_steps_break_or_no_bound_does_not_is_flagged(clean, told, bias):
+    """A linear detector of weights 1 and -1, and grey reals of margin `bias`. Steps are a tenth of the bound: two move
+    the margin by 0.2 x 0.05 x 432 = 4.3 and four by 8.6; where the purifier has no derivative, none does anything."""
+    w = np.resize([1, -1], toys.SHAPE)
+    weights = {"params": {"w": jnp.asarray(w, jnp.float32), "b": jnp.float32(bias)}}
+    forward = jax.tree_util.Partial(toys.LINEAR.apply, weights)
+    data = toys.images(4)._replace(images=np.full((4, *toys.SHAPE), 128, np.uint8), labels=np.zeros(4, np.int32))
+    cells = {kind: [row(k, 0, -1.0) for k in range(4)] for kind in purifying.kinds("defended")}
+    found = purifying.flags(Purifier(clean, False, True, ""), forward, data, cells, Setting(0.05, 2, 2, 20, 0), COMPUTE)
+    assert all(found[flag].startswith(words) for flag, words in told.items())
+    assert ("unbounded_fails" in found) != ("more_steps_help" in found)
 
 
 def test_a_ledger_of_another_set_is_refused(tmp_path):
