@@ -154,13 +154,13 @@ def curves(study: Study, looks: Sequence[str] = ("fgsm", CLAIM)) -> Figure:
         ax.set_xticks(eps, [f"{x:g}" for x in eps])
         ax.set(title=f"{study.data}: {look}", xlabel="bound (1/255)", ylim=(-2, 102))
     fig.axes[0].set_ylabel("called rightly (%)")
-    fig.axes[0].legend(title="dotted: noise", fontsize=9)
+    fig.axes[0].legend(title="dotted: noise\ngrey line: a constant", fontsize=9, title_fontsize=9)
     return fig
 
 
 def landscapes(study: Study, eps: float) -> Figure:
     """Mean loss along the gradient's signs and along random signs, a panel a defence, one scale."""
-    fig = Figure(figsize=(3.1 * len(study.surfaces), 3.4), layout="constrained")
+    fig = Figure(figsize=(3.1 * len(study.surfaces), 4.1), layout="constrained")
     most = max(float(grid.max()) for grid in study.surfaces.values())
     panels = fig.subplots(1, len(study.surfaces), squeeze=False, sharey=True)[0]
     for ax, (defence, grid) in zip(panels, study.surfaces.items(), strict=True):
