@@ -7,7 +7,8 @@ figures beside ours.
 The weight is chosen on validation images, by PGD-20; the paper's best of each column is no one model, and labelled so.
 Real recall, noise of the same norm and the signs of masked gradients stand beside every figure. Cost: five trainings,
 of which the four with a penalty take some three times as long, and two attacks on six networks: hours on 2 CPU cores,
-less with --train.epochs, --start and --images. Killed and started again it goes on. Result: OUT/results.json
+less with --train.epochs, --start and --images. Killed and started again it goes on. Result: OUT/results.json,
+OUT/figures/loss.png
 """
 
 from collections.abc import Callable, Mapping
@@ -22,6 +23,7 @@ from experiments import hardened, train_detector
 from ffjax import (
     defences,
     detectors,
+    figures,
     gandhi,
     hardness,
     individual,
@@ -138,6 +140,9 @@ def main(cfg: Config) -> None:
     own = f"{' '.join(cfg.options) or 'as wide as theirs'}, from {cfg.start or 'random weights'}"
     differs = lipschitz_table.differs(cfg.data, cfg.size, own, (len(fakes.labels), right), cfg.multiple, cfg.inner)
     run.write_json(folder / "results.json", lipschitz_table.plain(told, found) | {"differs": differs})
+    surfaces = {name: zhao.surface(f, test, cfg.eps / 255) for name, (_, f) in nets.items()}
+    figures.save(figures.styled(zhao_table.landscapes, cfg.data, surfaces, cfg.eps), folder / "figures/loss.png")
+    console.print(zhao_table.tried(cfg.data, list(tried.values()), cfg.eps))
     lipschitz_table.show(console, told, found, differs, [name for name in needed if name in weak])
 
 
@@ -161,7 +166,7 @@ def _trained(cfg: Config, folder: Run, weight: float) -> Forward:
             train=replace(cfg.train, seed=cfg.seed), out=out, compute=cfg.compute,
         )  # fmt: skip
         train_detector.main(
-            asked, BY, partial(_defence, weight, cfg.draws), hardened.lexical(cfg.eps / 255, cfg.few, cfg.compute)
+            asked, BY, partial(_defence, weight, cfg.draws), hardened.judge(cfg.eps / 255, cfg.few, cfg.compute)
         )
     loaded = detectors.load(f"resnet18:{out / 'weights.safetensors'}")
     return study.networks([loaded], cfg.size)[loaded.name].forward
@@ -190,7 +195,8 @@ def _tried(cfg: Config, nets: Mapping[str, tuple[float, Forward]], held: ImageSe
     found = {}
     for name, (weight, forward) in nets.items():
         clean, pgd = hardness.accuracies(forward, held, cfg.eps / 255, cfg.compute)
-        found[name] = Candidate("penalty" if weight else "plain", weight, 0.0, clean, pgd, 0.0)
+        slope = float(hardness.slopes(forward, held, cfg.compute).mean())
+        found[name] = Candidate("penalty" if weight else "plain", weight, 0.0, clean, pgd, slope)
     names = [name for name, (weight, _) in nets.items() if weight]
     if not names:
         return found

@@ -28,8 +28,7 @@ class Config(train_detector.Config):
 
 
 def train(cfg: Config, by: str, defend: Defend, prepare: Prepare | None = None) -> None:
-    """Trains, chooses the epoch by balanced accuracy under PGD on validation images, and writes OUT/robust.json: what
-    holds of the test splits."""
+    """Trains, chooses the epoch by `judge`, and writes OUT/robust.json: what holds of the test splits."""
     if not 0 <= cfg.eps <= 255 or cfg.validation < 1:
         raise InputError(f"eps: from 0 to 255, validation: at least 1; got {cfg.eps}, {cfg.validation}")
     console, eps = Console(), cfg.eps / 255
@@ -41,20 +40,10 @@ def train(cfg: Config, by: str, defend: Defend, prepare: Prepare | None = None) 
 
 
 def judge(eps: float, images: int, compute: Compute) -> Judge:
-    """Balanced accuracy under PGD inside eps, in [0,1] units, on that many validation images of either class."""
-    return Judge("pgd_accuracy", lambda forward, held: _accuracies(forward, held, eps, images, compute)[1])
-
-
-def lexical(eps: float, images: int, compute: Compute) -> Judge:
-    """The same, and clean balanced accuracy where that ties: one rule for detectors that hold and that do not."""
+    """hardness.score inside eps, in [0,1] units, on that many validation images of either class."""
 
     def score(forward: Forward, held: ImageSet) -> float:
-        clean, pgd = _accuracies(forward, held, eps, images, compute)
-        return pgd + clean / 1000
+        some = sets.limited(held, images, sorted(np.unique(held.labels)))
+        return hardness.score(forward, some, eps, compute)
 
-    return Judge("pgd_accuracy_and_a_thousandth_of_clean", score)
-
-
-def _accuracies(forward: Forward, held: ImageSet, eps: float, images: int, compute: Compute) -> tuple[float, float]:
-    some = sets.limited(held, images, sorted(np.unique(held.labels)))
-    return hardness.accuracies(forward, some, eps, compute)
+    return Judge("clean_and_pgd", score)

@@ -112,7 +112,8 @@ def main(cfg: Config) -> None:
         one = _examined(cfg, console, folder, spec, {split: given[name] for split, given in splits.items()})
         zhao_table.show(console, one, cfg.eps, len(cfg.seeds))
         figures.save(figures.styled(zhao_table.curves, one), folder / f"figures/{name}-accuracy.png")
-        figures.save(figures.styled(zhao_table.landscapes, one, cfg.eps), folder / f"figures/{name}-loss.png")
+        drawn = figures.styled(zhao_table.landscapes, name, one.surfaces, cfg.eps)
+        figures.save(drawn, folder / f"figures/{name}-loss.png")
         found[name] = zhao_table.plain(one) | {"claims": zhao_table.claims(one, cfg.eps, len(cfg.seeds))}
     run.write_json(folder / "results.json", {"data": found, "environment": study.environment()})
 
@@ -193,7 +194,7 @@ def _trained(cfg: Config, folder: Run, spec: str, recipe: Recipe, seed: int) -> 
             arch=cfg.arch, data=spec, others=(), size=cfg.size, dropout=cfg.dropout, out=out, compute=cfg.compute,
             train=replace(cfg.train, seed=seed, augment=_augment(cfg, spec)),
         )  # fmt: skip
-        judge = hardened.lexical(cfg.eps / 255, cfg.few, cfg.compute)
+        judge = hardened.judge(cfg.eps / 255, cfg.few, cfg.compute)
         train_detector.main(asked, BY, partial(_defence, cfg, recipe), judge)
     loaded = detectors.load(f"{cfg.arch}:{out / 'weights.safetensors'}")
     return study.networks([loaded], cfg.size)[loaded.name].forward

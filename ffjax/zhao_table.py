@@ -52,7 +52,7 @@ def chosen(plain: Candidate, tried: Sequence[Candidate]) -> list[Candidate]:
 
 def show(console: Console, study: Study, eps: float, seeds: int) -> None:
     """What was tried, what holds, and what is claimed. eps: bound of the claim in 1/255."""
-    console.print(_tried(study, eps))
+    console.print(tried(study.data, study.candidates, eps))
     for form in ("float", "png"):
         console.print(_held(study, form, seeds))
     console.print(
@@ -88,13 +88,15 @@ def claims(study: Study, eps: float, seeds: int) -> list[str]:
     return lines
 
 
-def _tried(study: Study, eps: float) -> Table:
-    title = f"{study.data}: settings tried, on validation images (%), PGD-20 inside {eps:g}/255"
+def tried(data: str, candidates: Sequence[Candidate], eps: float) -> Table:
+    """What was tried on validation images, and the best under attack of what costs next to no clean accuracy. eps:
+    bound in 1/255."""
+    title = f"{data}: settings tried, on validation images (%), PGD-20 inside {eps:g}/255"
     table = Table("defence", "weight", "share", "clean", "PGD-20", "mean loss gradient", "", title=title)
-    plain = next(c for c in study.candidates if c.defence == "plain")
-    near = [c for c in study.candidates if c.defence != "plain" and c.clean >= plain.clean - 0.02]
+    plain = next(c for c in candidates if c.defence == "plain")
+    near = [c for c in candidates if c.defence != "plain" and c.clean >= plain.clean - 0.02]
     matched = max(near, key=lambda c: c.pgd, default=None)
-    for c in study.candidates:
+    for c in candidates:
         told = ["chosen"] * c.chosen + ["best at matched clean accuracy (2 points)"] * (c is matched)
         numbers = (f"{c.weight:g}", f"{c.share:g}", f"{100 * c.clean:.0f}", f"{100 * c.pgd:.0f}", f"{c.slope:.3g}")
         table.add_row(c.defence, *numbers, ", ".join(told))
@@ -158,20 +160,20 @@ def curves(study: Study, looks: Sequence[str] = ("fgsm", CLAIM)) -> Figure:
     return fig
 
 
-def landscapes(study: Study, eps: float) -> Figure:
-    """Mean loss along the gradient's signs and along random signs, a panel a defence, one scale."""
-    fig = Figure(figsize=(3.1 * len(study.surfaces), 4.1), layout="constrained")
-    most = max(float(grid.max()) for grid in study.surfaces.values())
-    panels = fig.subplots(1, len(study.surfaces), squeeze=False, sharey=True)[0]
-    for ax, (defence, grid) in zip(panels, study.surfaces.items(), strict=True):
+def landscapes(data: str, surfaces: Mapping[str, np.ndarray], eps: float) -> Figure:
+    """Mean loss along the gradient's signs and along random signs (see zhao.surface), a panel a network, one scale."""
+    fig = Figure(figsize=(3.1 * len(surfaces), 4.1), layout="constrained")
+    most = max(float(grid.max()) for grid in surfaces.values())
+    panels = fig.subplots(1, len(surfaces), squeeze=False, sharey=True)[0]
+    for ax, (name, grid) in zip(panels, surfaces.items(), strict=True):
         reach = 2 * eps
         shown = ax.imshow(
             grid, origin="lower", extent=(-reach, reach, -reach, reach), vmin=0, vmax=most, cmap="magma", aspect="equal"
         )
-        ax.set(title=defence, xlabel="random signs (1/255)")
+        ax.set(title=name, xlabel="random signs (1/255)")
         fig.colorbar(shown, ax=ax, shrink=0.7) if ax is panels[-1] else None
     panels[0].set_ylabel("sign of the gradient (1/255)")
-    fig.suptitle(f"{study.data}: mean cross-entropy (nats) of 32 test images, seed 0", x=0.01, ha="left", weight="bold")
+    fig.suptitle(f"{data}: mean cross-entropy (nats) of 32 test images, seed 0", x=0.01, ha="left", weight="bold")
     return fig
 
 

@@ -50,6 +50,7 @@ def test_it_trains_attacks_and_lays_the_papers_figures_beside(ground, tmp_path, 
     }
     ledgers = {path: path.read_bytes() for path in out.glob("cells/**/ledger.jsonl")}
     assert len(ledgers) == 2 + 3 * len(fit) and not list(out.glob("cells/**/underway"))
+    assert "settings tried" in told and (out / "figures/loss.png").stat().st_size > 5000
 
     (out / "results.json").unlink()
     drive(monkeypatch, gandhi_lipschitz, words(ground, out))

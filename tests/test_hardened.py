@@ -46,8 +46,8 @@ def test_it_trains_chooses_under_attack_and_says_what_holds(driver, more, pictur
     }  # fmt: skip
     assert all(found[f"pgd_{kind}"]["value"] <= found[f"clean_{kind}"]["value"] for kind in ("fake", "real"))
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    chosen = [row["validation_pgd_accuracy"] for row in rows if "validation_pgd_accuracy" in row]
-    assert len(chosen) == 4 and max(chosen) == loaded.meta["validation_pgd_accuracy"]
+    chosen = [row["validation_clean_and_pgd"] for row in rows if "validation_clean_and_pgd" in row]
+    assert len(chosen) == 4 and max(chosen) == loaded.meta["validation_clean_and_pgd"]
 
 
 @pytest.mark.parametrize(
