@@ -4,9 +4,9 @@
 
 The third paper's second defence ("Security Consideration for Deep Learning-Based Image Forensics", 2018; bound, share
 and attack are not public: FGSM with bounds drawn from 0 to 2/255 and half of the loss are our guesses). All of
-experiments.train_detector's flags hold. The epoch is chosen by balanced accuracy under PGD-20 on validation images,
-which passes over epochs that a single step has overfitted. Result: OUT/weights.safetensors, OUT/results.json,
-OUT/robust.json
+experiments.train_detector's flags hold. The epoch is chosen by clean accuracy and a fifth of the worse class's
+under PGD-20 on validation images, which passes over epochs that a single step has overfitted. Result:
+OUT/weights.safetensors, OUT/results.json, OUT/robust.json
 """
 
 from collections.abc import Callable

@@ -46,4 +46,4 @@ def judge(eps: float, images: int, compute: Compute) -> Judge:
         some = sets.limited(held, images, sorted(np.unique(held.labels)))
         return hardness.score(forward, some, eps, compute)
 
-    return Judge("clean_and_pgd", score)
+    return Judge("clean_and_a_fifth_of_pgd", score)
