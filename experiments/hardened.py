@@ -40,10 +40,10 @@ def train(cfg: Config, by: str, defend: Defend, prepare: Prepare | None = None) 
 
 
 def judge(eps: float, images: int, compute: Compute) -> Judge:
-    """hardness.score inside eps, in [0,1] units, on that many validation images of either class."""
+    """hardness.score inside eps, in [0,1] units, that many validation images of either class attacked."""
 
     def score(forward: Forward, held: ImageSet) -> float:
-        some = sets.limited(held, images, sorted(np.unique(held.labels)))
-        return hardness.score(forward, some, eps, compute)
+        few = sets.limited(held, images, sorted(np.unique(held.labels)))
+        return hardness.score(forward, held, few, eps, compute)
 
-    return Judge("clean_and_a_fifth_of_pgd", score)
+    return Judge("clean_then_pgd", score)

@@ -46,7 +46,7 @@ def test_it_trains_chooses_under_attack_and_says_what_holds(driver, more, pictur
     }  # fmt: skip
     assert all(found[f"pgd_{kind}"]["value"] <= found[f"clean_{kind}"]["value"] for kind in ("fake", "real"))
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    by = "validation_clean_and_a_fifth_of_pgd"
+    by = "validation_clean_then_pgd"
     chosen = [row[by] for row in rows if by in row]
     assert len(chosen) == 4 and max(chosen) == loaded.meta[by]
 

@@ -45,16 +45,16 @@ def test_balanced_is_a_half_for_whoever_always_says_the_same():
 
 def test_an_epoch_that_says_always_the_same_scores_less_than_one_that_tells_apart_and_is_broken():
     data, said = rightly_labelled()
-    broken = hardness.score(LINEAR, data, 2.0, COMPUTE)
+    broken = hardness.score(LINEAR, data, data, 2.0, COMPUTE)
     right = (said > 0) == (data.labels == 1)
     assert broken == pytest.approx(hardness.balanced(right, data.labels)) and broken > 0.7
     always = jax.tree_util.Partial(
         lambda x: LINEAR(x)._replace(logits=jnp.broadcast_to(jnp.array([0.0, 1.0]), (len(x), 2)))
     )
-    assert hardness.score(always, data, 2.0, COMPUTE) == 0.5
+    assert hardness.score(always, data, data, 2.0, COMPUTE) == 0.5
     worse = min(right[data.labels == label].mean() for label in (0, 1))
     expected = hardness.balanced(right, data.labels) + worse / 5
-    assert hardness.score(LINEAR, data, 0.0, COMPUTE) == pytest.approx(expected) and expected > broken
+    assert hardness.score(LINEAR, data, data, 0.0, COMPUTE) == pytest.approx(expected) and expected > broken
 
 
 def test_slopes_are_each_images_own_whatever_its_batch():
