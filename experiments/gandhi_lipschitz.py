@@ -158,7 +158,7 @@ def _check(cfg: Config, setting: Setting) -> None:
 
 def _trained(cfg: Config, folder: Run, weight: float) -> Forward:
     """The network of OUT/models/..., trained there as far as it is not yet; its epoch chosen on validation images by
-    clean accuracy and a fifth of the worse class's under PGD-20 (the paper's by accuracy on test images)."""
+    hardness.score (the paper's by accuracy on test images)."""
     out = folder.folder / f"models/weight{weight:g}"
     if not (out / "weights.safetensors").exists():
         asked = train_detector.Config(

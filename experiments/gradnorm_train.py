@@ -3,8 +3,8 @@
     python -m experiments.gradnorm_train --arch meso4 --weight 0.1
 
 The third paper's first defence ("Security Consideration for Deep Learning-Based Image Forensics", 2018; its lambda is
-not public, 0.1 is our guess). All of experiments.train_detector's flags hold. The epoch is chosen by clean accuracy
-and a fifth of the worse class's under PGD-20 on validation images. Result: OUT/weights.safetensors, OUT/results.json,
+not public, 0.1 is our guess). All of experiments.train_detector's flags hold. The epoch is chosen on validation
+images, by clean accuracy up to 90 % and by PGD-20 too from there. Result: OUT/weights.safetensors, OUT/results.json,
 OUT/robust.json
 """
 

@@ -43,18 +43,23 @@ def test_balanced_is_a_half_for_whoever_always_says_the_same():
     assert hardness.balanced(np.array([True, False, False, True]), labels) == pytest.approx(2 / 3)
 
 
-def test_an_epoch_that_says_always_the_same_scores_less_than_one_that_tells_apart_and_is_broken():
+def test_an_epoch_is_chosen_by_clean_accuracy_and_from_competence_on_by_what_holds_too():
     data, said = rightly_labelled()
-    broken = hardness.score(LINEAR, data, data, 2.0, COMPUTE)
-    right = (said > 0) == (data.labels == 1)
-    assert broken == pytest.approx(hardness.balanced(right, data.labels)) and broken > 0.7
-    always = jax.tree_util.Partial(
-        lambda x: LINEAR(x)._replace(logits=jnp.broadcast_to(jnp.array([0.0, 1.0]), (len(x), 2)))
-    )
-    assert hardness.score(always, data, data, 2.0, COMPUTE) == 0.5
-    worse = min(right[data.labels == label].mean() for label in (0, 1))
-    expected = hardness.balanced(right, data.labels) + worse / 5
-    assert hardness.score(LINEAR, data, data, 0.0, COMPUTE) == pytest.approx(expected) and expected > broken
+    competent = data._replace(labels=(said > 0).astype(np.int32))
+    fake = jnp.array([[0.0, 1.0]])
+    always = jax.tree_util.Partial(lambda x: LINEAR(x)._replace(logits=jnp.repeat(fake, len(x), axis=0)))
+
+    def score(forward, some, eps):
+        return hardness.score(forward, some, some, eps, COMPUTE)
+
+    clean = hardness.balanced((said > 0) == (data.labels == 1), data.labels)
+    assert 0.7 < clean < 0.9 and score(LINEAR, data, 0.0) == score(LINEAR, data, 2.0) == pytest.approx(clean)
+    assert score(always, data, 0.0) == 0.5  # a constant, of which PGD leaves a half
+    eps = float(np.median(np.abs(said)) / np.abs(W).sum())
+    stands = np.abs(said) > eps * np.abs(W).sum()
+    worse = min(stands[competent.labels == label].mean() for label in (0, 1))
+    assert score(LINEAR, competent, 2.0) == 2.0 and score(LINEAR, competent, eps) == pytest.approx(2 + worse / 5)
+    assert worse > 0
 
 
 def test_slopes_are_each_images_own_whatever_its_batch():
