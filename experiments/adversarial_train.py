@@ -17,6 +17,7 @@ from typing import Literal
 
 from experiments import hardened
 from ffjax import attacked_copy, defences, detectors, objectives, run, study
+from ffjax.defences import mixing
 from ffjax.defences.mixing import Attacker, Start
 from ffjax.detectors import Loaded
 from ffjax.errors import InputError
@@ -33,10 +34,11 @@ class Attack:
     """Whether each image's bound is drawn from 0 to eps, or is eps."""
     steps: int = 1
     """1 is FGSM."""
-    stride: float = 1.0
-    """Length of a step in bounds."""
-    start: Start = "clean"
-    """clean, uniform in the bound, or near (sd 0.001)."""
+    stride: float | None = None
+    """Length of a step in bounds; none for 1 of one step, 2.5 / steps of more."""
+    start: Start | None = None
+    """clean, uniform in the bound, or near (sd 0.001); none for clean, and near for trades, whose divergence has no
+    gradient at the clean image."""
     heap: int = 1
     """Images that share one perturbation, which starts uniform in the bound: against universal ones."""
 
@@ -67,12 +69,15 @@ def main(cfg: Config) -> None:
         raise InputError(
             f"share in [0, 1], beta and penalty >= 0 are needed, got {cfg.share}, {cfg.beta}, {cfg.penalty}"
         )
-    if not 0 < cfg.attack.eps <= 255 or cfg.attack.steps < 1 or not cfg.attack.stride > 0:
+    one = cfg.attack
+    if not 0 < one.eps <= 255 or one.steps < 1 or not mixing.length(one.stride, one.steps) > 0:
         raise InputError("attack: eps in (0, 255], steps >= 1 and stride > 0 are needed")
     if cfg.attack.heap < 1 or cfg.train.batch % cfg.attack.heap:
         raise InputError(f"attack.heap: {cfg.train.batch} images a step are no whole number of {cfg.attack.heap}")
     if cfg.attack.heap > 1 and (cfg.attack.ranged or cfg.method == "trades"):
         raise InputError("attack.heap: needs --attack.no-ranged, and is not for trades")
+    if cfg.method == "trades" and cfg.attack.start == "clean":
+        raise InputError("attack.start: at the clean image the divergence of trades has no gradient; near or uniform")
     if (cfg.copies is None) == (cfg.method == "offline"):
         raise InputError("copies: the detector that --method offline attacks the training set on, and for it alone")
     copied = None if cfg.copies is None else partial(_copied, cfg, detectors.load(cfg.copies))
@@ -96,11 +101,12 @@ def _defence(cfg: Config, detector: Detector) -> Callable[[LossFn], LossFn]:
 
 
 def _attacker(cfg: Config) -> Attacker:
-    one = cfg.attack
+    one, up = cfg.attack, partial(mixing.labels, mask=cfg.train.mask)
     if one.heap > 1:
-        return defences.shared(one.eps / 255, one.steps, one.stride, one.heap)
-    up = defences.kl if cfg.method == "trades" else None
-    return defences.climb(one.eps / 255, one.steps, one.stride, one.start, one.ranged, up)
+        return defences.shared(one.eps / 255, one.steps, one.stride, one.heap, up)
+    if cfg.method == "trades":
+        return defences.climb(one.eps / 255, one.steps, one.stride, one.start or "near", one.ranged, defences.kl)
+    return defences.climb(one.eps / 255, one.steps, one.stride, one.start or "clean", one.ranged, up)
 
 
 def _copied(cfg: Config, loaded: Loaded, images: ImageSet) -> ImageSet:

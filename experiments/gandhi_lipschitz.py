@@ -150,8 +150,8 @@ def _check(cfg: Config, setting: Setting) -> None:
     gandhi.check(setting)
     run.check(cfg.out, cfg, more=GROWS)
     individual.check_seed(cfg.seed)
-    if not cfg.weights or min(cfg.weights) <= 0 or len(set(cfg.weights)) < len(cfg.weights):
-        raise InputError(f"weights: needs at least one, all above 0 and no two alike, got {cfg.weights}")
+    if not cfg.weights or min(cfg.weights) <= 0 or len({f"{w:g}" for w in cfg.weights}) < len(cfg.weights):
+        raise InputError(f"weights: needs at least one, all above 0, no two alike (to six digits), got {cfg.weights}")
     if cfg.images < 1 or cfg.few < 1 or cfg.draws < 0 or not 0 <= cfg.eps <= 255:
         raise InputError("images, few: at least 1; draws: at least 0; eps: from 0 to 255")
 

@@ -8,6 +8,7 @@ images, by clean accuracy up to 90 % and by PGD-20 too from there. Result: OUT/w
 OUT/robust.json
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ from experiments import hardened
 from ffjax import defences, objectives, run
 from ffjax.defences.penalties import Size
 from ffjax.errors import InputError
+from ffjax.types import Detector, LossFn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,12 +35,12 @@ def main(cfg: Config) -> None:
     """Trains and reports."""
     if cfg.weight < 0:
         raise InputError(f"weight: must not be negative, got {cfg.weight}")
+    hardened.train(cfg, "experiments.gradnorm_train", partial(_defence, cfg))
+
+
+def _defence(cfg: Config, detector: Detector) -> Callable[[LossFn], LossFn]:
     of = partial(objectives.cross_entropy, mask=cfg.train.mask)
-    hardened.train(
-        cfg,
-        "experiments.gradnorm_train",
-        lambda detector: partial(defences.gradient_norm, detector=detector, weight=cfg.weight, size=cfg.norm, of=of),
-    )
+    return lambda loss: defences.gradient_norm(loss, detector, cfg.weight, cfg.norm, of)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from ffjax import checkpoint, detectors, events, run, train
+from ffjax import checkpoint, detectors, events, run, study, train
 from ffjax.data import patches, sets
 from ffjax.data.jpeg_history import history_scorer
 from ffjax.detectors import weights
@@ -42,6 +42,8 @@ class Judge(NamedTuple):
     score: Callable[[Forward, ImageSet], float]
 
 
+KEY = jax.random.key(0)
+"""Whatever the key, weights to start from are the same."""
 SHOWN = ("clean_accuracy", "clean_balanced_accuracy", "clean_auc", "clean_eer")
 
 
@@ -101,6 +103,9 @@ def main(
     if prepare is not None:
         with step(console, "preparing training images"):
             images = prepare(images)
+    begun = {} if cfg.start is None else {"weights to start from": study.digest(jax.tree.leaves(detector.init(KEY)))}
+    known = {"train": {cfg.data: images}, "validation": {cfg.data: validation}, "test": tests}
+    study.check_inputs(folder, {}, known, begun)
 
     def forward(variables: Variables) -> Forward:
         return jax.tree_util.Partial(detector.apply, variables)

@@ -26,6 +26,7 @@ from ffjax import defences, detectors, figures, hardness, metrics, objectives, r
 from ffjax.data import patches, sets
 from ffjax.data.augment import Augment
 from ffjax.data.jpeg_history import history_scorer
+from ffjax.defences import mixing
 from ffjax.defences.mixing import Start
 from ffjax.engine import Compute
 from ffjax.errors import InputError
@@ -51,8 +52,8 @@ class Mix:
     ranged: bool = True
     """Whether each image's bound is drawn from 0 to eps, or is eps."""
     steps: int = 1
-    stride: float = 1.0
-    """Length of a step in bounds."""
+    stride: float | None = None
+    """Length of a step in bounds; none for 1 of one step, 2.5 / steps of more."""
     start: Start = "clean"
 
 
@@ -122,13 +123,15 @@ def _check(cfg: Config) -> None:
     run.check(cfg.out, cfg)
     for name in ("weights", "shares", "seeds", "bounds"):
         values = getattr(cfg, name)
-        if not values or len(set(values)) < len(values) or min(values) < 0:
-            raise InputError(f"{name}: needs at least one, none below 0 and no two alike, got {values}")
+        told = {str(v) if name == "seeds" else f"{v:g}" for v in values}  # as in names of folders
+        if not values or len(told) < len(values) or min(values) < 0:
+            raise InputError(f"{name}: needs at least one, none below 0 and no two alike (to six digits), got {values}")
     if not min(cfg.weights) > 0 or not 0 < min(cfg.shares) <= max(cfg.shares) <= 1:
         raise InputError("weights: above 0, and shares: above 0 and at most 1, are needed: 0 is plain training")
     if cfg.eps not in cfg.bounds or max(cfg.bounds) > 255:
         raise InputError(f"eps: must be one of the bounds, none above 255, got {cfg.eps:g} of {cfg.bounds}")
-    if cfg.images < 1 or cfg.few < 1 or not 0 < cfg.mix.eps <= 255 or cfg.mix.steps < 1 or not cfg.mix.stride > 0:
+    mix = cfg.mix
+    if cfg.images < 1 or cfg.few < 1 or mix.steps < 1 or not (0 < mix.eps <= 255 and mixing.length(mix.stride, 1) > 0):
         raise InputError("images, few, mix.steps: at least 1; mix.eps: above 0, at most 255; mix.stride: above 0")
 
 
@@ -213,7 +216,8 @@ def _others(cfg: Config, nets: Nets, seed: int) -> dict[str, Forward]:
 
 def _defence(cfg: Config, recipe: Recipe, detector: Detector) -> Callable[[LossFn], LossFn]:
     mix, of = cfg.mix, partial(objectives.cross_entropy, mask=cfg.train.mask)
-    attacker = defences.climb(mix.eps / 255, mix.steps, mix.stride, mix.start, mix.ranged)
+    up = partial(mixing.labels, mask=cfg.train.mask)
+    attacker = defences.climb(mix.eps / 255, mix.steps, mix.stride, mix.start, mix.ranged, up)
 
     def defend(loss: LossFn) -> LossFn:
         mixed = defences.mixed(loss, detector, attacker, recipe.share) if recipe.share else loss

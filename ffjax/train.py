@@ -179,6 +179,7 @@ def fit(
         for done, state, infos in run:  # noqa: B007  (the last one counts)
             _check_finite(done, infos, good)
             watch(done, infos, None)
+        _check_weights(done, state, good)
         score = validate(state.average)
         if score > float(state.best_score):
             # a copy: the state is donated to the next step, and no two of its leaves may share a buffer
@@ -202,8 +203,18 @@ def _check_finite(done: int, infos: TrainInfo, good: int) -> None:
     losses = np.asarray(infos.loss)
     wrong = np.flatnonzero(~np.isfinite(losses))
     if len(wrong):
-        kept = f"the last good checkpoint, of step {good}, is kept" if good else "there was no checkpoint yet"
-        raise Diverged(f"training: the loss is {losses[wrong[0]]} at step {done - len(losses) + wrong[0]}; {kept}")
+        step = done - len(losses) + wrong[0]
+        raise Diverged(f"training: the loss is {losses[wrong[0]]} at step {step}; {_kept(good)}")
+
+
+def _check_weights(done: int, state: TrainState, good: int) -> None:
+    """A loss may be finite where its gradient is not."""
+    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((state.variables, state.average))):
+        raise Diverged(f"training: weights are no numbers by step {done}; {_kept(good)}")
+
+
+def _kept(good: int) -> str:
+    return f"the last good checkpoint, of step {good}, is kept" if good else "there was no checkpoint yet"
 
 
 def _start(detector: Detector, optimiser: optax.GradientTransformation, key: Array) -> TrainState:

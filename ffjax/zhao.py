@@ -18,6 +18,7 @@ from ffjax.campaign import Plan
 from ffjax.data import sets
 from ffjax.engine import Compute
 from ffjax.evaluate import margins
+from ffjax.findings import TRUSTED
 from ffjax.individual import Row
 from ffjax.metrics import Estimate
 from ffjax.objectives import cross_entropy
@@ -30,6 +31,10 @@ CLAIM = "pgd-100"
 LIFT, BALANCED, WORST, LOSS = 0.25, 0.60, 0.50, 0.05
 """What 'held' means, of PGD-100, in medians over training seeds: so much more called rightly than after plain training,
 so much of both classes together and of the worse one, and less than so much of clean accuracy lost."""
+SURFACE = 32
+"""Images whose mean loss surface is drawn, at most."""
+TRAININGS = 3
+"""Without so many nothing is held."""
 
 
 class Look(NamedTuple):
@@ -200,8 +205,9 @@ def _compared(
 
 class Verdict(NamedTuple):
     """Medians over training seeds at the bound of the claim, in [0, 1]. every: both classes together on the few images
-    that all attacks at that bound were tried on, the strongest of each image counting. trainings: how many of them
-    meet all that is asked. held: the medians do, and most trainings."""
+    that all attacks at that bound were tried on, transfer among them, the strongest of each image counting. trainings:
+    how many of them meet all that is asked. held: the medians do, and most of three trainings or more, of a data set on
+    which plain training is competent."""
 
     lift: float
     balanced: float
@@ -223,11 +229,13 @@ def verdict(seen: Seen, looks: Sequence[Look], eps: float, defence: Defence, see
         attacked, before = right(rows, "attacked", "float"), right(plain, "attacked", "float")
         sides = [attacked[labels == label].mean() for label in (1, 0)]
         lost = right(plain, "clean", "float").mean() - right(rows, "clean", "float").mean()
-        left = _standing([seen[defence, seed][look.cell] for look in there])
+        left = _standing(_tries(seen, there, claim, defence, seed))
         found.append((attacked.mean() - before.mean(), np.mean(sides), min(sides), lost, left))
     lift, balanced, worst, lost, every = middle = [float(x) for x in np.median(found, axis=0)]
     met = sum(_met(one) for one in found)
-    return Verdict(lift, balanced, worst, lost, every, met, _met(middle) and 2 * met > len(found))
+    clean = np.mean([right(seen["plain", seed][claim.cell], "clean", "float").mean() for seed in seeds])
+    sound = len(found) >= TRAININGS and clean >= TRUSTED
+    return Verdict(lift, balanced, worst, lost, every, met, bool(sound and _met(middle) and 2 * met > len(found)))
 
 
 def _met(one: Sequence[float]) -> bool:
@@ -235,11 +243,20 @@ def _met(one: Sequence[float]) -> bool:
     return lift >= LIFT and min(balanced, every) >= BALANCED and worst >= WORST and lost < LOSS
 
 
-def _standing(ledgers: Sequence[Sequence[Row]]) -> float:
-    """The share that no attack has broken, of the images that all ledgers hold."""
-    told = [{row["name"]: bool(ok) for row, ok in zip(x, right(x, "attacked", "float"), strict=True)} for x in ledgers]
-    shared = set.intersection(*(set(one) for one in told))
-    return float(np.mean([all(one[name] for one in told) for name in sorted(shared)]))
+def _tries(seen: Seen, looks: Sequence[Look], claim: Look, defence: Defence, seed: int) -> list[dict[str, bool]]:
+    """Image -> whether it is called rightly, one a look, and one of what is carried over from the plain detector."""
+    ledgers = [seen[defence, seed][look.cell] for look in looks]
+    calls = [right(rows, "attacked", "float") for rows in ledgers]
+    ledgers.append(seen["plain", seed][claim.cell])
+    calls.append(carried(ledgers[-1], right(seen[defence, seed][claim.cell], "clean", "float"), defence, "float"))
+    named = zip(ledgers, calls, strict=True)
+    return [{row["name"]: bool(ok) for row, ok in zip(rows, told, strict=True)} for rows, told in named]
+
+
+def _standing(tries: Sequence[Mapping[str, bool]]) -> float:
+    """The share that nothing has broken, of the images on which all was tried."""
+    shared = set.intersection(*(set(one) for one in tries))
+    return float(np.mean([all(one[name] for one in tries) for name in sorted(shared)]))
 
 
 def odd(found: Sequence[Entry], defence: Defence, eps: float) -> dict[str, str]:
@@ -253,9 +270,11 @@ def odd(found: Sequence[Entry], defence: Defence, eps: float) -> dict[str, str]:
     }
 
 
-def surface(forward: Forward, data: ImageSet, eps: float, count: int = 32, side: int = 13) -> np.ndarray:
-    """(side, side) mean cross-entropy in nats of `count` images at x + a eps sign(gradient) + b eps r, a and b from -2
-    to 2, r random signs. Where gradients are masked it is flat or falls along the gradient, and rises along r."""
+def surface(forward: Forward, data: ImageSet, eps: float, side: int = 13) -> np.ndarray:
+    """(side, side) mean cross-entropy in nats of SURFACE images, or all, at x + a eps sign(gradient) + b eps r, a and b
+    from -2 to 2, r random signs. Where gradients are masked it is flat or falls along the gradient, and rises along
+    r."""
+    count = min(SURFACE, len(data.labels))
     batch = individual.batch_of(data, np.linspace(0, len(data.labels) - 1, count).astype(int))
     across = np.random.default_rng(0).choice(np.array([-1, 1], np.float32), batch.images.shape)
     along, ways = _uphill(forward, batch), np.linspace(-2, 2, side, dtype=np.float32)

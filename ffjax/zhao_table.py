@@ -11,7 +11,7 @@ from rich.table import Table
 from ffjax import metrics
 from ffjax.findings import TRUSTED
 from ffjax.metrics import Estimate
-from ffjax.zhao import BALANCED, CLAIM, DEFENCES, LIFT, LOSS, WORST, Defence, Entry, Verdict, erased
+from ffjax.zhao import BALANCED, CLAIM, DEFENCES, LIFT, LOSS, TRAININGS, WORST, Defence, Entry, Verdict, erased
 
 
 class Candidate(NamedTuple):
@@ -77,6 +77,7 @@ def claims(study: Study, eps: float, seeds: int) -> list[str]:
     lines = []
     for defence, found in study.verdicts.items():
         flags = f", flagged: {', '.join(study.flags[defence])}" if study.flags[defence] else ", no flag"
+        flags += f", too few trainings (needs {TRAININGS})" if seeds < TRAININGS else ""
         lines.append(
             f"{study.data}, {defence}: {'held' if found.held else 'not held'}{flags}. {CLAIM} at {eps:g}/255, medians "
             f"of {seeds} trainings: lift {100 * found.lift:+.0f} points (needs {100 * LIFT:.0f}), both classes "
@@ -173,7 +174,7 @@ def landscapes(data: str, surfaces: Mapping[str, np.ndarray], eps: float) -> Fig
         ax.set(title=name, xlabel="random signs (1/255)")
         fig.colorbar(shown, ax=ax, shrink=0.7) if ax is panels[-1] else None
     panels[0].set_ylabel("sign of the gradient (1/255)")
-    fig.suptitle(f"{data}: mean cross-entropy (nats) of 32 test images, seed 0", x=0.01, ha="left", weight="bold")
+    fig.suptitle(f"{data}: mean cross-entropy (nats) of test images", x=0.01, ha="left", weight="bold")
     return fig
 
 

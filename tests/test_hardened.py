@@ -3,11 +3,17 @@
 import json
 
 import ground
+import jax
+import numpy as np
 import pytest
+import toys
 from driven import drive, refusal
 
 from experiments import adversarial_train, gradnorm_train
-from ffjax import detectors
+from ffjax import detectors, train
+from ffjax.data.batches import batch_at
+
+KEY = jax.random.key(0)
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +58,31 @@ def test_it_trains_chooses_under_attack_and_says_what_holds(driver, more, pictur
 
 
 @pytest.mark.parametrize(
+    ("driver", "fields"),
+    [
+        (gradnorm_train, {"weight": 0.1}),
+        (adversarial_train, {}),
+        (adversarial_train, {"method": "attacked"}),
+        (adversarial_train, {"method": "trades"}),
+        (adversarial_train, {"method": "offline", "penalty": 0.1}),
+        (adversarial_train, {"attack": adversarial_train.Attack(heap=4, ranged=False)}),
+    ],
+)
+def test_the_defence_is_in_the_loss_that_is_trained(driver, fields):
+    plain, some, variables = train.cross_entropy(toys.TOY), batch_at(toys.images(20), 8, 0, 0), toys.TOY.init(KEY)
+    defended = driver._defence(driver.Config(**fields), toys.TOY)(plain)
+    told, bare = (np.mean(loss(variables, some, KEY)[0]) for loss in (defended, plain))
+    assert told > bare + 1e-4
+
+
+def test_trades_does_not_start_where_its_divergence_has_no_gradient():
+    some, forward = batch_at(toys.images(20), 8, 0, 0), toys.forward()
+    asked = adversarial_train.Config(method="trades", attack=adversarial_train.Attack(ranged=False))
+    images = adversarial_train._attacker(asked)(forward, some, KEY)
+    assert np.abs(images - some.images).max(axis=(1, 2, 3)).min() > 0.9 * 2 / 255
+
+
+@pytest.mark.parametrize(
     ("driver", "more", "told"),
     [
         (gradnorm_train, ["--weight", "-1"], "weight"),
@@ -63,6 +94,8 @@ def test_it_trains_chooses_under_attack_and_says_what_holds(driver, more, pictur
         (adversarial_train, ["--attack.heap", "4"], "no-ranged"),
         (adversarial_train, ["--method", "offline"], "copies"),
         (adversarial_train, ["--copies", "meso4-a0"], "copies"),
+        (adversarial_train, ["--attack.stride", "0"], "stride"),
+        (adversarial_train, ["--method", "trades", "--attack.start", "clean"], "attack.start"),
     ],
 )
 def test_what_cannot_be_done_is_refused_in_one_line(driver, more, told, pictures, tmp_path, monkeypatch, capsys):

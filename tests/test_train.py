@@ -90,6 +90,25 @@ def test_killed_in_any_epoch_it_resumes_to_the_same_bits(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, again, whole)
 
 
+@pytest.mark.parametrize(("epochs", "told"), [(1, "by step 1; there was no"), (2, "by step 1; there was no")])
+def test_weights_that_are_no_numbers_are_not_kept_though_the_loss_was_one(epochs, told, tmp_path):
+    """sqrt at 0: a loss of 0 with a gradient of 0 / 0."""
+
+    def broken(loss):
+        def shifted(variables, batch, key):
+            losses, aux = loss(variables, batch, key)
+            nothing = sum(jnp.sum(0 * leaf) for leaf in jax.tree.leaves(variables["params"]))
+            return losses + jnp.sqrt(nothing), aux
+
+        return shifted
+
+    shots, data = checkpoint.snapshots(tmp_path), reddish()
+    config = TrainConfig(epochs=epochs, batch=len(data.labels), augment=PLAIN)
+    with pytest.raises(train.Diverged, match=told):
+        train.fit(TOY, data, config, COMPUTE, accuracy, shots, lambda *told: None, broken)
+    shots.close()
+
+
 def test_a_loss_that_is_no_number_stops_at_its_step_and_leaves_the_checkpoint(tmp_path):
     def broken(loss):
         return lambda variables, batch, key: jax.tree.map(lambda x: x * jnp.nan, loss(variables, batch, key))

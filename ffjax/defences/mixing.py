@@ -23,20 +23,26 @@ NEAR = 1e-3
 _BOUND, _START, _ATTACK = range(3)
 
 
+def labels(forward: Forward, batch: Batch, mask: float = 1.0) -> RowLoss:
+    """objectives.cross_entropy, the mask's part of this weight."""
+    return partial(cross_entropy, mask=mask)
+
+
 def climb(
     eps: Array | float,
     steps: int = 1,
-    stride: float = 1.0,
+    stride: float | None = None,
     start: Start = "clean",
     ranged: bool = False,
-    up: Callable[[Forward, Batch], RowLoss] | None = None,
+    up: Callable[[Forward, Batch], RowLoss] = labels,
 ) -> Attacker:
     """`steps` sign steps of `stride` eps up the labels' cross-entropy, or `up`; the last iterate. Inside eps in l_inf
     and inside [0, 1].
 
-    steps=1 is FGSM; with start='uniform' and stride=1.25 that of fast adversarial training (Wong et al., ICLR 2020);
-    more steps are PGD (Madry et al., ICLR 2018). eps in [0,1] units, may be traced; ranged: each example's bound is
-    drawn from U(0, eps). Draws are folded from key and ids.
+    stride: none for 1 of one step, 2.5 / steps of more. steps=1 is FGSM; with start='uniform' and stride=1.25 that of
+    fast adversarial training (Wong et al., ICLR 2020); more steps are PGD (Madry et al., ICLR 2018).
+    eps in [0,1] units, may be traced; ranged: each example's bound is drawn from U(0, eps). Draws are folded from key
+    and ids.
     """
 
     def attack(forward: Forward, batch: Batch, key: Array) -> Array:
@@ -51,16 +57,22 @@ def climb(
             draw = {"uniform": partial(jax.random.uniform, minval=-1.0, maxval=1.0), "near": jax.random.normal}[start]
             drawn = jax.vmap(lambda k: draw(k, clean.shape[1:], clean.dtype))(keys[1])
             delta = project(drawn * (wide if start == "uniform" else NEAR), bound, -clean, 1 - clean)
-        climbed = cross_entropy if up is None else up(forward, batch)
+        climbed = up(forward, batch)
         for _ in range(steps):  # not a loop of XLA's, which on CPU convolves on one thread there
             slope = jax.grad(lambda d: jnp.sum(climbed(forward(clean + d), batch)))(delta)
-            delta = project(delta + stride * wide * jnp.sign(slope), bound, -clean, 1 - clean)
+            delta = project(delta + length(stride, steps) * wide * jnp.sign(slope), bound, -clean, 1 - clean)
         return jax.lax.stop_gradient(clean + delta)
 
     return attack
 
 
-def shared(eps: Array | float, steps: int = 1, stride: float = 1.0, heap: int = 8) -> Attacker:
+def shared(
+    eps: Array | float,
+    steps: int = 1,
+    stride: float | None = None,
+    heap: int = 8,
+    up: Callable[[Forward, Batch], RowLoss] = labels,
+) -> Attacker:
     """As `climb` from a uniform start, with one perturbation for each `heap` neighbouring rows: sign steps up the sum
     of their cross-entropies.
 
@@ -80,13 +92,19 @@ def shared(eps: Array | float, steps: int = 1, stride: float = 1.0, heap: int = 
         def shown(delta: Array) -> Array:
             return jnp.clip(clean + jnp.repeat(delta, heap, axis=0), 0, 1)
 
+        climbed = up(forward, batch)
         for _ in range(steps):
-            slope = jax.grad(lambda x: jnp.sum(cross_entropy(forward(x), batch)))(shown(delta))
+            slope = jax.grad(lambda x: jnp.sum(climbed(forward(x), batch)))(shown(delta))
             together = jnp.sum(slope.reshape(-1, heap, *clean.shape[1:]), axis=1)
-            delta = jnp.clip(delta + stride * eps * jnp.sign(together), -eps, eps)
+            delta = jnp.clip(delta + length(stride, steps) * eps * jnp.sign(together), -eps, eps)
         return jax.lax.stop_gradient(shown(delta))
 
     return attack
+
+
+def length(stride: float | None, steps: int) -> float:
+    """Of a step, in bounds."""
+    return stride if stride is not None else 2.5 / steps if steps > 1 else 1.0
 
 
 def kl(forward: Forward, batch: Batch) -> RowLoss:

@@ -1,5 +1,7 @@
 """Attacked images inside the bound, drawn by id; mixed losses as their equations say."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -50,6 +52,29 @@ def test_one_step_is_fgsm_and_more_raise_the_loss():
     np.testing.assert_allclose(defences.climb(EPS)(FORWARD, some, KEY), expected, atol=1e-6)
     losses = [cross_entropy(FORWARD(defences.climb(EPS, k, 0.25)(FORWARD, some, KEY)), some).mean() for k in (0, 2, 8)]
     assert losses[0] < losses[1] < losses[2]
+
+
+def test_more_steps_are_shorter_ones_unless_told():
+    some = batch()
+
+    def made(stride, steps):
+        return defences.climb(EPS, steps, stride)(FORWARD, some, KEY)
+
+    for steps, stride in ((1, 1.0), (5, 0.5)):
+        np.testing.assert_array_equal(made(None, steps), made(stride, steps))
+    assert not np.array_equal(made(None, 5), made(1.0, 5))
+
+
+@pytest.mark.parametrize("attack", [partial(defences.climb, EPS), partial(defences.shared, EPS, heap=2)])
+def test_an_attack_weighs_the_mask_as_it_is_told(attack):
+    two, some = toys.two_headed().forward, batch_at(toys.masked(20), 6, 0, 0)
+    bare = some._replace(masks=None)
+    plain, without, heavy = (
+        attack(up=partial(mixing.labels, mask=weight))(two, data, KEY)
+        for weight, data in ((1.0, bare), (0.0, some), (4.0, some))
+    )
+    np.testing.assert_array_equal(plain, without)
+    assert not np.array_equal(heavy, without)
 
 
 def test_draws_are_of_the_image_and_not_of_its_place():
