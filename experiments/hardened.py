@@ -35,8 +35,10 @@ def train(cfg: Config, by: str, defend: Defend, prepare: Prepare | None = None) 
     forward, tests = train_detector.main(cfg, by, defend, judge(eps, cfg.validation, cfg.compute), prepare)
     with step(console, f"PGD inside {cfg.eps:g}/255 on the test splits"):
         found = {name: hardness.measured(forward, data, eps, cfg.compute) for name, data in tests.items()}
-    run.write_json(cfg.out / "robust.json", {"eps": cfg.eps, "steps": hardness.STEPS, "test": plain(found)})
-    hardness.show(console, found, eps)
+        flags = {name: hardness.flags(forward, data, eps, cfg.compute) for name, data in tests.items()}
+    told = {"eps": cfg.eps, "steps": hardness.STEPS, "test": plain(found), "flags": flags}
+    run.write_json(cfg.out / "robust.json", told)
+    hardness.show(console, found, flags, eps)
 
 
 def judge(eps: float, images: int, compute: Compute) -> Judge:

@@ -9,7 +9,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from ffjax import attempts, evaluate, goals, metrics
+from ffjax import attempts, campaign, evaluate, goals, metrics, sanity
+from ffjax.campaign import Plan
 from ffjax.engine import Compute
 from ffjax.findings import TRUSTED
 from ffjax.individual import batch_of
@@ -19,6 +20,8 @@ from ffjax.types import Array, Batch, Forward, ImageSet
 
 STEPS = 20
 """Of PGD, from one random start: enough to choose an epoch by, not to claim robustness by."""
+AGAIN, QUERIES = 8, 1000
+"""Images that stand and are attacked again, with more effort, at most; queries of Square on each."""
 CLASSES = {"fake": 1, "real": 0}
 
 
@@ -102,8 +105,24 @@ def measured(forward: Forward, data: ImageSet, eps: float, compute: Compute, see
     return found | {"slope": metrics.average(slopes(forward, data, compute), data.groups)}
 
 
-def show(console: Console, found: dict[str, dict[str, Estimate]], eps: float) -> None:
-    """A row a set and class. eps: in [0,1] units."""
+def flags(forward: Forward, data: ImageSet, eps: float, compute: Compute, seed: int = 0) -> dict[str, str]:
+    """Signs of robustness that is none (ffjax.sanity): of the detector, and of the first AGAIN images that PGD leaves
+    standing, by more steps, larger bounds and Square."""
+    found = sanity.of_forward(forward, goals.verdict(), batch_of(data, np.arange(len(data.labels))[: compute.batch]))
+    stands = np.flatnonzero(held(forward, data, eps, compute, seed).pgd)[:AGAIN]
+    if not len(stands):
+        return found
+    plan, rows = Plan("pgd", "linf", {"steps": STEPS}), [{"id": int(k), "success": False} for k in stands]
+    found |= campaign.effort(plan, forward, data, rows, compute, eps, seed, AGAIN)
+    square = attempts.named("square", "linf", goals.verdict, forward, compute, {"steps": QUERIES})
+    fell = square(batch_of(data, stands), np.full(len(stands), eps, np.float32), seed).success
+    return found | sanity.of_ensemble({"square": int(np.sum(fell))}, ["square"])
+
+
+def show(
+    console: Console, found: dict[str, dict[str, Estimate]], raised: dict[str, dict[str, str]], eps: float
+) -> None:
+    """A row a set and class. raised: set -> flags. eps: in [0,1] units."""
     told = f"called rightly (%), noise and PGD-{STEPS} inside {255 * eps:.3g}/255"
     table = Table("", "class", "clean", "noise", f"PGD-{STEPS}", "mean loss gradient", title=told)
     for name, one in found.items():
@@ -114,6 +133,9 @@ def show(console: Console, found: dict[str, dict[str, Estimate]], eps: float) ->
             if cells:
                 table.add_row(name, kind, *cells, f"{one['slope'].value:.3g}")
     console.print(table)
+    for name, flagged in raised.items():
+        for flag, told in flagged.items() or [("none", f"of those tried on {AGAIN} images that stand, at most")]:
+            console.print(f"flag {flag} ({name}): {told}", highlight=False)
     console.print(
         f"PGD-{STEPS} from one start is no claim of robustness: experiments.attack_eval --attack auto looks further, "
         "and for masked gradients.",

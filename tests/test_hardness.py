@@ -80,3 +80,18 @@ def test_measured_tells_both_classes_apart():
         expected = hardness.held(LINEAR, data, 0.0, COMPUTE).clean[rows].mean()
         assert found[f"clean_{kind}"].value == found[f"pgd_{kind}"].value == pytest.approx(expected)
     assert found["slope"].value > 0
+
+
+def test_what_a_gradient_attack_leaves_standing_is_flagged_where_gradients_vanish():
+    """Scores of the linear detector, rounded to multiples of a hundredth: no gradient, and Square needs none."""
+    data, said = rightly_labelled()
+    competent = data._replace(labels=(said > 0).astype(np.int32))
+
+    def stepped(images):
+        told = LINEAR(images)
+        return told._replace(logits=jnp.round(100 * told.logits) / 100)
+
+    masked, eps = jax.tree_util.Partial(stepped), float(2 * np.median(np.abs(said)) / np.abs(W).sum())
+    found = hardness.flags(masked, competent, eps, COMPUTE)
+    assert {"zero_gradient", "black_box_beats_white_box"} <= set(found)
+    assert hardness.flags(LINEAR, competent, eps / 4, COMPUTE) == {}
