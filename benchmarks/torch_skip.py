@@ -9,6 +9,7 @@ import torch  # pyright: ignore[reportMissingImports]
 from torch import nn  # pyright: ignore[reportMissingImports]
 
 from ffjax.defences.skip_network import EPSILON, SLOPE, Skip
+from ffjax.errors import InputError
 
 
 class Beside(nn.Module):
@@ -29,6 +30,15 @@ def _norm(channels: int) -> nn.Module:
 def _block(given: int, made: int, window: int, stride: int = 1) -> list[nn.Module]:
     mirrored: list[nn.Module] = [nn.ReflectionPad2d(window // 2)] if window > 1 else []
     return [*mirrored, nn.Conv2d(given, made, window, stride), _norm(made), nn.LeakyReLU(SLOPE)]
+
+
+def device(backend: str) -> str:
+    """That of PyTorch which is the same hardware as JAX's backend. InputError where PyTorch has it not."""
+    if backend != "gpu":
+        return "cpu"
+    if not torch.cuda.is_available():
+        raise InputError("PyTorch sees no GPU here and JAX does: their times are not to be compared")
+    return "cuda"
 
 
 def network(skip: Skip) -> nn.Module:
@@ -73,41 +83,43 @@ def loaded(skip: Skip, params: Mapping[str, np.ndarray]) -> nn.Module:
     return whole
 
 
-def one_at_a_time(skip: Skip, image: np.ndarray, rate: float, noise: float) -> Callable[[], float]:
-    """A function of nothing that does one step of Adam on one image (H, W, 3), and says the error before it."""
-    net = network(skip)
+def one_at_a_time(
+    skip: Skip, image: np.ndarray, rate: float, noise: float, device: str = "cpu"
+) -> Callable[[], np.ndarray]:
+    """A function of nothing that does one step of Adam on one image (H, W, 3), and says the error (1,) before it."""
+    net = network(skip).to(device)
     adam = torch.optim.Adam(net.parameters(), rate)
-    target = torch.tensor(image).permute(2, 0, 1)[None]
-    z = 0.1 * torch.rand(1, skip.code, *image.shape[:2])
+    target = torch.tensor(image, device=device).permute(2, 0, 1)[None]
+    z = 0.1 * torch.rand(1, skip.code, *image.shape[:2], device=device)
 
-    def step() -> float:
+    def step() -> np.ndarray:
         adam.zero_grad()
         loss = (net(z + noise * torch.randn_like(z)) - target).square().mean()
         loss.backward()
         adam.step()
-        return float(loss.detach())
+        return loss.detach().cpu().numpy()[None]
 
     return step
 
 
-def batched(skip: Skip, images: np.ndarray, rate: float, noise: float) -> Callable[[], float]:
-    """The same for all images (B, H, W, 3) at once, a network each, by torch.func; the mean error."""
-    nets = [network(skip) for _ in images]
+def batched(skip: Skip, images: np.ndarray, rate: float, noise: float, device: str = "cpu") -> Callable[[], np.ndarray]:
+    """The same for all images (B, H, W, 3) at once, a network each, by torch.func; the errors (B,)."""
+    nets = [network(skip).to(device) for _ in images]
     params, _ = torch.func.stack_module_state(nets)
     leaves = {name: p.detach().requires_grad_() for name, p in params.items()}
     adam = torch.optim.Adam(list(leaves.values()), rate)
-    target = torch.tensor(images).permute(0, 3, 1, 2)
-    z = 0.1 * torch.rand(len(images), skip.code, *images.shape[1:3])
+    target = torch.tensor(images, device=device).permute(0, 3, 1, 2)
+    z = 0.1 * torch.rand(len(images), skip.code, *images.shape[1:3], device=device)
 
     def drawn(one: Any, code: torch.Tensor) -> torch.Tensor:
         return torch.func.functional_call(nets[0], one, (code[None],))[0]
 
-    def step() -> float:
+    def step() -> np.ndarray:
         adam.zero_grad()
         made = torch.func.vmap(drawn)(leaves, z + noise * torch.randn_like(z))
         each = (made - target).square().mean(dim=(1, 2, 3))
         each.sum().backward()
         adam.step()
-        return float(each.mean().detach())
+        return each.detach().cpu().numpy()
 
     return step

@@ -46,8 +46,8 @@ def lower(counts: np.ndarray, n: int, alpha: float) -> np.ndarray:
 
 
 def reach(sigma: float, n: int, alpha: float) -> float:
-    """The largest radius that n draws can certify: all agree."""
-    return float(sigma * stats.norm.ppf(lower(np.array(n), n, alpha)))
+    """The largest radius that n draws can certify: all agree. 0 where they are too few to certify anything."""
+    return max(0.0, float(sigma * stats.norm.ppf(lower(np.array(n), n, alpha))))
 
 
 def verdict(first_counts: np.ndarray, n0: int, counts: np.ndarray, n: int, sigma: float, alpha: float) -> Verdicts:

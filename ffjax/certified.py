@@ -49,6 +49,10 @@ def check(sigmas: Sequence[float], draws: Draws, radii: Sequence[float]) -> None
     if draws.first < 1:
         raise InputError(f"first: must be at least 1, got {draws.first}")
     certificates.check(draws.alpha, draws.tau)
+    if certificates.reach(1.0, draws.samples, draws.alpha) == 0:
+        needed = int(np.log(draws.alpha) / np.log(0.5)) + 1
+        told = f"all of which agreeing certify nothing at alpha {draws.alpha:g}: at least {needed} are needed"
+        raise InputError(f"samples: {draws.samples} draws, {told}")
     if list(radii) != sorted(set(radii)) or min(radii, default=0) < 0:
         raise InputError(f"radii: must rise and not be negative, got {radii}")
     individual.check_seed(draws.seed)

@@ -43,6 +43,7 @@ def test_the_radius_is_theorem_1s():
     np.testing.assert_allclose(said.radius, 0.25 * 3.811, rtol=1e-3)
     np.testing.assert_array_equal(said.label, (1, 0))
     assert certificates.reach(0.25, 100_000, 0.001) == pytest.approx(said.radius[0])
+    assert certificates.reach(0.25, 9, 0.001) == 0 < certificates.reach(0.25, 10, 0.001)  # 0.001 < 2^-9
     counts = np.arange(501, 1001)
     some = certificates.verdict(np.full(500, 10), 10, counts, 1000, 0.5, 0.01)
     sure = some.label == 1
