@@ -1,9 +1,8 @@
 """Detectors behind purifiers, attacked by those who do not know of the purifier and by those who do: what each attacker
-makes of an image, how the result is judged, and what it amounts to.
+makes of an image, and what the defended detector says of it. What that amounts to: purifying_sums.
 
-An image is called rightly by a random purifier where most of FRESH draws are, none of which any attacker has seen; by
-a fixed one, where its one call is. After Athalye et al. (ICML 2018) and Tramer et al. (NeurIPS 2020), the strongest
-attacker of each image counts.
+A random purifier is judged by FRESH draws, none of which any attacker has seen; a fixed one by its one call. After
+Athalye et al. (ICML 2018) and Tramer et al. (NeurIPS 2020), the strongest attacker of each image counts.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ffjax import attempts, goals, individual, ledger, metrics, run, sanity
+from ffjax import attempts, goals, individual, ledger, purifying_sums, run, sanity
 from ffjax.attacks.descent import descent
 from ffjax.attempts import Runner
 from ffjax.data import codecs
@@ -25,8 +24,8 @@ from ffjax.errors import InputError
 from ffjax.evaluate import margins
 from ffjax.gradients import Estimator, Slope, Transform, exact
 from ffjax.individual import Row
-from ffjax.metrics import Estimate
-from ffjax.types import Array, Batch, Forward, Goal, ImageSet, Outputs
+from ffjax.purifying_sums import AWARE, FORMS, MADE, WHITE, Cells, share_right
+from ffjax.types import Array, AttackResult, Batch, Forward, Goal, ImageSet, Outputs
 
 FRESH = 15
 """Draws by which a random purifier is judged; odd, so that none is undecided."""
@@ -37,47 +36,24 @@ MOST = 8
 NONE = "none"
 """The row of the detector as it is."""
 
-MADE = ("unaware", "transfer")
-"""Made once, whatever the purifier: by PGD on the detector as it is, and on another."""
-
-WHITE = ("exact", "bpda")
-"""PGD with the purifier's own derivative, roundings passed straight through, and with the identity's in its place."""
-
-AWARE = (*MADE, *WHITE, "square")
-FORMS = ("float", "png")
 JUDGED, ASKED = (1 << 32) - 1, (1 << 32) - 2
 """Folded into the seed's key for the draws that judge and those that attackers ask; past the number of any example."""
 
-Cells = Mapping[str, Sequence[Row]]
-"""clean, noise or attacker -> its ledger, one row an image that it was tried on."""
 Maker = Callable[[Batch], np.ndarray]
 """batch -> images (B, H, W, C) float32 in [0, 1]."""
 
 
 class Setting(NamedTuple):
     """eps: bound in l_inf, [0,1] units. steps: of PGD. draws: over which attackers of a random purifier average.
-    queries: of Square, each of which asks all of them."""
+    queries: of Square, each of which asks all of them. threshold: the margin above which whoever is attacked says
+    fake."""
 
     eps: float
     steps: int
     draws: int
     queries: int
     seed: int
-
-
-class Entry(NamedTuple):
-    """What a purifier came to under one kind of images, as shown (float) or stored (png): shares of all images called
-    rightly, of the fakes, and of the reals (real recall); an image called wrongly as it is counts as wrong everywhere.
-    kind: clean, noise, an attacker, or aware, the strongest of all attackers of each image. drawn: the mean share of
-    draws that call an image rightly, of the draws' worst kind."""
-
-    purifier: str
-    kind: str
-    form: str
-    every: Estimate
-    fake: Estimate
-    real: Estimate
-    drawn: Estimate
+    threshold: float = 0.0
 
 
 def check(names: Sequence[str], setting: Setting) -> None:
@@ -112,10 +88,19 @@ def judges(purifier: Purifier, forward: Forward, seed: int) -> list[Forward]:
     return [purified(purifier.transform, key, forward) for key in keys]
 
 
+def calibrated(path: Path, held: ImageSet, purifier: Purifier, forward: Forward, seed: int, compute: Compute) -> float:
+    """Where the detector behind that purifier says fake (purifying_sums.calibrated), by what those that judge say of
+    clean validation images; kept in a ledger at `path`. InputError where no threshold can be calibrated."""
+    everything, judged = np.arange(len(held.labels)), judges(purifier, forward, seed)
+    rows = cell(path, held, everything, lambda batch: np.asarray(batch.images), judged, compute)
+    return purifying_sums.calibrated(rows, path.stem)
+
+
 def made(
     path: Path, data: ImageSet, forward: Forward, setting: Setting, compute: Compute, tell: Callable[[int, str], None]
 ) -> np.ndarray:
-    """(N, H, W, C) float32: PGD on a detector as it is, past the boundary to the last step. Kept at `path`."""
+    """(N, H, W, C) float32: PGD on a detector as it is, past the boundary to the last step, so that the threshold of
+    setting makes no difference. Kept at `path`."""
     if not path.exists():
         attack = _pgd(unchanged(), forward, setting, compute)
         parts = []
@@ -132,7 +117,7 @@ def makers(
     """Kind -> what makes its images. known: those of MADE, of the whole set. Attackers of a random purifier see `draws`
     draws at a time: gradients through ever new ones (EOT), scores by draws of their own that do not change."""
     asked = _asked(purifier, forward, setting)
-    build = partial(attempts.named, norm="linf", goal=goals.verdict, forward=asked, compute=compute)
+    build = partial(attempts.named, norm="linf", goal=_goal(setting), forward=asked, compute=compute)
     # past the boundary of draws that it saw an image may still be short of others'
     square = build("square", options={"steps": setting.queries, "stop": not purifier.random})
     climb = partial(_eot if purifier.random else _pgd, forward=forward, setting=setting, compute=compute)
@@ -171,45 +156,6 @@ def cell(
     return sorted(rows, key=lambda row: row["id"])
 
 
-def share_right(cells: Cells, kinds: Sequence[str], form: str, count: int) -> np.ndarray:
-    """(count,) the least share, over these kinds and clean, of the draws that call each image rightly."""
-    found = np.ones(count)
-    for kind in {"clean", *kinds}:
-        for row in cells[kind]:
-            calls = (np.array(row["margins"][form]) > 0) == (row["label"] == 1)
-            found[row["id"]] = min(found[row["id"]], calls.mean())
-    return found
-
-
-def entries(name: str, cells: Cells, data: ImageSet, resamples: int = 1000) -> list[Entry]:
-    """One a kind and form, and of all attackers together."""
-    attackers = [kind for kind in cells if kind in AWARE]
-    return [
-        _entry(name, kind, form, cells, attackers if kind == "aware" else [kind], data, resamples)
-        for form in FORMS
-        for kind in (*cells, "aware")
-    ]
-
-
-def _entry(
-    name: str, kind: str, form: str, cells: Cells, kinds: Sequence[str], data: ImageSet, resamples: int
-) -> Entry:
-    """Over the images that the kind was tried on; undefined for a class that has none."""
-    there = np.array([row["id"] for row in cells["clean" if kind == "aware" else kind]])
-    drawn = share_right(cells, kinds, form, len(data.labels))[there]
-    labels, groups = data.labels[there], data.groups[there]
-    right = (drawn > 0.5).astype(float)
-
-    def share(values: np.ndarray, among: np.ndarray) -> Estimate:
-        if not among.any():
-            return Estimate(np.nan, np.nan, np.nan, 0)
-        return metrics.share(values[among], groups[among], resamples)
-
-    all_of = np.ones(len(there), bool)
-    sides = {"fake": share(right, labels == 1), "real": share(right, labels == 0)}
-    return Entry(name, kind, form, every=share(right, all_of), drawn=share(drawn, all_of), **sides)
-
-
 def flags(
     purifier: Purifier, forward: Forward, data: ImageSet, cells: Cells, setting: Setting, compute: Compute
 ) -> dict[str, str]:
@@ -217,10 +163,12 @@ def flags(
     attacker that knows less breaks more, and whether more steps or larger bounds break what stands."""
     (first, *_) = judges(purifier, forward, setting.seed)
     some = individual.batch_of(data, np.arange(len(data.labels))[: compute.batch])
-    found = sanity.of_forward(first, goals.verdict(), some)
+    found = sanity.of_forward(first, _goal(setting)(), some)
     white = [kind for kind in WHITE if kind in cells] or ["unaware"]
-    left = {kind: float(_right(cells, [kind], data).mean()) for kind in cells if kind in AWARE}
-    best = float(_right(cells, white, data).mean())
+    stands = {kind: _right(cells, [kind], data, setting) for kind in cells if kind in AWARE}
+    left = {kind: float(right.mean()) for kind, right in stands.items()}
+    under = _right(cells, white, data, setting)
+    best = float(under.mean())
     for kind in MADE:
         if kind not in white and left[kind] < best:
             found[f"{kind}_beats_white_box"] = f"{kind} images leave {left[kind]:.0%}, gradients {best:.0%}"
@@ -228,36 +176,57 @@ def flags(
         told = f"the identity's derivative leaves {left['bpda']:.0%}, the purifier's own {left['exact']:.0%}"
         found["bpda_beats_exact"] = told
     tried = [row["id"] for row in cells["square"]]
-    late = _right(cells, white, data)[tried] > _right(cells, ["square"], data)[tried]
+    late = under[tried] > stands["square"][tried]
     found |= sanity.of_ensemble({"square": int(np.sum(late))}, ["square"])
-    return found | _effort(purifier, forward, data, _right(cells, white, data), setting, compute)
+    return found | _effort(purifier, forward, data, under, setting, compute)
 
 
 def _effort(
     purifier: Purifier, forward: Forward, data: ImageSet, stands: np.ndarray, setting: Setting, compute: Compute
 ) -> dict[str, str]:
-    """By gradients through the purifier, on the first MOST images that stand (N,); nothing where none does."""
+    """By gradients through the purifier, on the first MOST images that stand (N,); nothing where none does. What falls
+    is told as what stands is, by fresh draws: those that an attacker asked may be wrong where most others are right."""
     ids = np.flatnonzero(stands)[:MOST]
     if not len(ids):
         return {}
     climb = partial(_eot if purifier.random else _pgd, purifier.transform, forward, compute=compute)
-    once, longer = (climb(setting=setting._replace(steps=steps)) for steps in (setting.steps, 2 * setting.steps))
+    judged = judges(purifier, forward, setting.seed)
+    once, longer = (
+        _judged(climb(setting=setting._replace(steps=steps)), judged, setting, compute)
+        for steps in (setting.steps, 2 * setting.steps)
+    )
     return sanity.of_effort(once, longer, individual.batch_of(data, ids), setting.eps, 1.0, setting.seed)
 
 
-def _right(cells: Cells, kinds: Sequence[str], data: ImageSet) -> np.ndarray:
-    return share_right(cells, kinds, "float", len(data.labels)) > 0.5
+def _judged(runner: Runner, judged: Sequence[Forward], setting: Setting, compute: Compute) -> Runner:
+    """The same images, a success where at least half of the draws that judge call them wrongly."""
+
+    def run(batch: Batch, eps: np.ndarray, seed: int) -> AttackResult:
+        found = runner(batch, eps, seed)
+        said = np.stack([margins(one, np.asarray(found.images), compute) for one in judged], axis=1)
+        right = (said > setting.threshold) == (np.asarray(batch.labels) == 1)[:, None]
+        return found._replace(success=right.mean(axis=1) <= 0.5)
+
+    return run
+
+
+def _right(cells: Cells, kinds: Sequence[str], data: ImageSet, setting: Setting) -> np.ndarray:
+    return share_right(cells, kinds, "float", len(data.labels), setting.threshold) > 0.5
+
+
+def _goal(setting: Setting) -> Callable[..., Goal]:
+    return partial(goals.verdict, threshold=setting.threshold)
 
 
 def _pgd(transform: Transform, forward: Forward, setting: Setting, compute: Compute) -> Runner:
     """On a purifier that draws nothing: whatever the key."""
     options = {"steps": setting.steps, "stop": False}
     defended = purified(transform, _keys(ASKED, 1, setting.seed)[0], forward)
-    return attempts.named("pgd", "linf", goals.verdict, defended, compute, options)
+    return attempts.named("pgd", "linf", _goal(setting), defended, compute, options)
 
 
 def _eot(transform: Transform, forward: Forward, setting: Setting, compute: Compute) -> Runner:
-    goal = goals.verdict()
+    goal = _goal(setting)()
     estimator = anew(goal, transform, setting.draws)
     process = descent(goal, "linf", steps=setting.steps, estimator=estimator, stop=False)
     return attempts.once(process, pooled(transform, _keys(ASKED, setting.draws, setting.seed), forward), compute)

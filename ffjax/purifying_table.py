@@ -11,7 +11,8 @@ from rich.table import Table
 
 from ffjax import metrics
 from ffjax.figures import COLOURS, FAINT
-from ffjax.purifying import FORMS, FRESH, Entry, named
+from ffjax.purifying import FRESH, named
+from ffjax.purifying_sums import FORMS, Entry, Level
 
 SHOWN = ("clean", "noise", "unaware", "aware")
 COLOUR = {kind: COLOURS[key] for kind, key in zip(SHOWN, ("clean", "noise", "fixed", "uap"), strict=True)}
@@ -19,46 +20,59 @@ MARKER = dict(zip(SHOWN, "osDX", strict=True))
 SIDES = {"fake": "fakes", "real": "reals"}
 RULE = (
     f"A random purifier is right on an image where most of {FRESH} draws are that no attacker saw; an image called "
-    "wrongly as it is counts as wrong everywhere. aware: of each image the strongest of all attackers, also of those "
-    "that do not know of the purifier."
+    "wrongly as it is counts as wrong everywhere. Each purifier has a threshold of its own, of best balanced accuracy "
+    "on validation images. aware: of each image the strongest of all attackers, also of those that do not know of the "
+    "purifier. Square comes last, and only to images that stand under all others: it leaves so many of them. "
+    "untried: those that stand and that it did not come to; so many of the aware may be too many."
 )
 
 Flags = Mapping[str, Mapping[str, str]]
 """Purifier -> flag -> what was seen."""
 
+Levels = Mapping[str, Level]
+"""Of each purifier."""
 
-def show(console: Console, entries: Sequence[Entry], flags: Flags, eps: float, few: int) -> None:
+
+def show(console: Console, entries: Sequence[Entry], levels: Levels, flags: Flags, eps: float, few: int) -> None:
     """A table a form, every attacker alone beside the strongest, and every flag on the line of its purifier. eps in
-    1/255; few: images of a class that Square was tried on."""
+    1/255; few: standing images of a class that Square was tried on, at most."""
     for form, told in zip(FORMS, ("in memory", "as 8-bit PNG"), strict=True):
-        console.print(_table([e for e in entries if e.form == form], flags, eps, told, few))
+        console.print(_table([e for e in entries if e.form == form], levels, flags, eps, told, few))
     console.print(RULE, highlight=False, soft_wrap=True)
     for purifier, found in flags.items():
         for flag, told in found.items():
             console.print(f"[bold red]flag {flag}[/] ({purifier}): {told}", highlight=False)
 
 
-def _table(entries: Sequence[Entry], flags: Flags, eps: float, told: str, few: int) -> Table:
-    title = f"called rightly (%), l_inf {eps:g}/255, {told}; square on the first {few} of either class"
-    alone = ("exact", "bpda", "transfer", "square")
-    table = Table("purifier", "of", *SHOWN, *(f"{kind} alone" for kind in alone), "flags", title=title)
+def _table(entries: Sequence[Entry], levels: Levels, flags: Flags, eps: float, told: str, few: int) -> Table:
+    title = f"called rightly (%), l_inf {eps:g}/255, {told}; square on up to {few} of either class that still stand"
+    alone = ("exact", "bpda", "transfer")
+    heads = (*SHOWN, "untried", *(f"{kind} alone" for kind in alone), "square leaves", "flags")
+    table = Table("purifier", "threshold, clean AUC", "of", *heads, title=title)
     for purifier in dict.fromkeys(e.purifier for e in entries):
         mine = {e.kind: e for e in entries if e.purifier == purifier}
-        raised = ", ".join(flags[purifier])
+        raised, level = ", ".join(flags[purifier]), levels[purifier]
+        placed = {"fake": f"{level.threshold:.3g}", "real": metrics.percent(level.auc)}
         for side, words in SIDES.items():
-            cells = [metrics.percent(getattr(mine[k], side)) if k in mine else "" for k in (*SHOWN, *alone)]
+            cells = {k: metrics.percent(getattr(mine[k], side)) if k in mine else "" for k in (*SHOWN, *alone)}
+            tried = getattr(mine["square"], side)
+            cells["square"] = f"{round(tried.n * tried.value)} of {tried.n}" if tried.n else ""
+            untried = str(level.untried[mine["clean"].form][side])
+            who = f"{getattr(mine['clean'], side).n} {words}"
             first = (purifier, f"[red]{raised}[/]" if raised else "none") if side == "fake" else ("", "")
-            table.add_row(first[0], f"{getattr(mine['clean'], side).n} {words}", *cells, first[1])
+            shown, rest = ([cells[k] for k in kinds] for kinds in (SHOWN, (*alone, "square")))
+            table.add_row(first[0], placed[side], who, *shown, untried, *rest, first[1])
         table.add_section()
     return table
 
 
-def plain(entries: Sequence[Entry], flags: Flags) -> dict[str, Any]:
+def plain(entries: Sequence[Entry], levels: Levels, flags: Flags) -> dict[str, Any]:
     """For results.json."""
     names = dict.fromkeys(e.purifier for e in entries)
     return {
         "rule": RULE,
         "purifiers": {name: {k: v for k, v in named(name)._asdict().items() if k != "transform"} for name in names},
+        "levels": {name: metrics.plain(level._asdict()) for name, level in levels.items()},
         "entries": [metrics.plain(e._asdict()) for e in entries],
         "flags": {name: dict(found) for name, found in flags.items()},
     }

@@ -13,6 +13,7 @@ from ground import lay
 
 from experiments import purify_eval
 from ffjax import goals, gradients, individual, purifying
+from ffjax import purifying_sums as sums
 from ffjax.defences import purifiers
 from ffjax.defences.purifiers import Purifier
 from ffjax.engine import Compute
@@ -25,14 +26,26 @@ COMPUTE = Compute(batch=8)
 
 @pytest.fixture(scope="module")
 def ground(tmp_path_factory) -> Path:
-    """16 noise images of 32 px and two Meso-4 of random weights."""
-    return lay(tmp_path_factory.mktemp("ground"), 8, 2)
+    """40 noise images of 32 px, of which a third of the groups is validation, and two Meso-4 of random weights."""
+    return lay(tmp_path_factory.mktemp("ground"), 20, 2)
 
 
 def words(ground: Path, out: Path, *more: str) -> list[str]:
     given = ["--detector", f"meso4:{ground}/net0.safetensors", "--other", f"meso4:{ground}/net1.safetensors"]
-    given += ["--data", f"{ground}/images", "--images", "4", "--few", "2", "--steps", "3", "--draws", "2"]
-    given += ["--queries", "4", "--eps", "8", "--purifiers", "bits5", "random_pad", "--compute.batch", "8"]
+    given += ["--data", f"{ground}/images", "--images", "4", "--few", "1", "--steps", "3", "--draws", "2"]
+    given += [
+        "--queries",
+        "4",
+        "--eps",
+        "1",
+        "--calibrate",
+        "6",
+        "--purifiers",
+        "bits5",
+        "random_pad",
+        "--compute.batch",
+        "8",
+    ]
     return [*given, "--out", str(out), *more]
 
 
@@ -43,6 +56,7 @@ def test_it_attacks_tells_draws_and_goes_on_where_it_was_cut(ground, tmp_path, m
     told = capsys.readouterr().out
     assert "4 fakes" in told and "4 reals" in told and "most of 15 draws" in told and "noise" in told
     found = json.loads((out / "results.json").read_text())
+    assert "clean AUC" in told and "untried" in told and "square on up to 1 of either class that still stand" in told
     assert all(f"flag {flag} ({name})" in told for name, flags in found["flags"].items() for flag in flags)
     assert list(found["purifiers"]) == ["none", "bits5", "random_pad"]
     share = {(e["purifier"], e["kind"], e["form"]): e for e in found["entries"]}
@@ -53,23 +67,49 @@ def test_it_attacks_tells_draws_and_goes_on_where_it_was_cut(ground, tmp_path, m
                 assert of["aware"][side]["value"] <= of["unaware"][side]["value"] <= of["clean"][side]["value"]
                 assert of["noise"][side]["value"] <= of["clean"][side]["value"]
                 assert of["aware"][side]["n"] == of["noise"][side]["n"] == n
-            assert of["square"]["every"]["n"] == 4
     assert (out / "figures/purifiers.png").stat().st_size > 5000
 
-    ledgers = {path: path.read_bytes() for path in out.glob("cells/*/*.jsonl")}
-    assert len(ledgers) == 5 + 7 + 7
-    rows = [json.loads(line) for line in (out / "cells/random_pad/exact.jsonl").read_text().splitlines()]
+    inputs = json.loads((out / "inputs.json").read_text())
+    seen = [value for name, value in inputs.items() if name.endswith(f"images of {ground}/images")]
+    assert len(seen) == len(set(seen)) == 2
+    for name in found["purifiers"]:
+        level, of = found["levels"][name], {path.stem: lines(path) for path in out.glob(f"cells/{name}/*.jsonl")}
+        held = lines(out / f"calibration/{name}.jsonl")
+        assert len(held) == 12 and not {r["name"] for r in held} & {r["name"] for r in of["clean"]}
+        assert level["threshold"] == sums.calibrated(held, name) != 0 and f"{level['threshold']:.3g}" in told
+        others = {r["id"]: r["label"] for r in of["clean"] if stands(of, r["id"], level["threshold"])}
+        tried = [r["id"] for r in of.get("square", [])]
+        assert tried == sorted(next(i for i in others if others[i] == k) for k in set(others.values()))
+        assert share[name, "square", "float"]["every"]["n"] == len(tried)
+        assert sum(level["untried"]["float"].values()) == len(others) - len(tried)
+    assert any(sum(level["untried"]["float"].values()) for level in found["levels"].values())
+
+    ledgers = {path: path.read_bytes() for path in [*out.glob("cells/*/*.jsonl"), *out.glob("calibration/*.jsonl")]}
+    assert len(ledgers) == 5 + 7 + 7 + 3
+    rows = lines(out / "cells/random_pad/exact.jsonl")
     assert len(rows) == 8 and all(len(row["margins"]["png"]) == purifying.FRESH for row in rows)
-    for victim in ("bits5/bpda", "random_pad/exact", "none/noise"):
-        path = out / f"cells/{victim}.jsonl"
+    for victim in ("cells/bits5/bpda", "cells/random_pad/exact", "cells/none/noise", "calibration/random_pad"):
+        path = out / f"{victim}.jsonl"
         path.write_bytes(b"".join(ledgers[path].splitlines(keepends=True)[:3]) + b'{"id": 7')
     (out / "cells/random_pad/square.jsonl").unlink()
+    (out / "cells/bits5/square.jsonl").write_bytes(ledgers[out / "cells/bits5/square.jsonl"].splitlines(True)[0])
     (out / "made/transfer.npy").unlink()
     (out / "results.json").unlink()
     drive(monkeypatch, purify_eval, words(ground, out))
     assert json.loads((out / "results.json").read_text()) == found
     assert {path: path.read_bytes() for path in ledgers} == ledgers
-    assert "eps: 8.0 there, 9.0 asked" in refusal(monkeypatch, capsys, purify_eval, words(ground, out, "--eps", "9"))
+    assert "eps: 1.0 there, 9.0 asked" in refusal(monkeypatch, capsys, purify_eval, words(ground, out, "--eps", "9"))
+
+
+def lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def stands(ledgers: dict[str, list[dict]], k: int, threshold: float) -> bool:
+    """By hand: whether most draws call image k rightly, as it is and under every attacker but Square."""
+    mine = [row for kind, rows in ledgers.items() if kind not in ("noise", "square") for row in rows if row["id"] == k]
+    calls = [[(m > threshold) == (row["label"] == 1) for m in row["margins"]["float"]] for row in mine]
+    return all(np.mean(one) > 0.5 for one in calls)
 
 
 @pytest.mark.parametrize(
@@ -79,8 +119,9 @@ def test_it_attacks_tells_draws_and_goes_on_where_it_was_cut(ground, tmp_path, m
         (["--purifiers", "bits5", "bits5"], "purifiers: needs at least one and no two alike"),
         (["--eps", "256"], "eps: must be from 0 to 255 (in 1/255), got 256"),
         (["--eps", "-1"], "eps: must be from 0 to 255 (in 1/255), got -1"),
-        (["--images", "0"], "images, few: must be at least 1, got 0 and 2"),
-        (["--few", "0"], "images, few: must be at least 1"),
+        (["--images", "0"], "images, calibrate, few: must be at least 1, got 0, 6 and 1"),
+        (["--calibrate", "0"], "images, calibrate, few: must be at least 1, got 4, 0 and 1"),
+        (["--few", "0"], "images, calibrate, few: must be at least 1"),
         (["--draws", "0"], "draws: must be at least 1, got 0"),
         (["--queries", "0"], "queries: must be at least 1"),
         (["--steps", "0"], "steps: must be at least 1"),
@@ -113,18 +154,18 @@ def test_a_purifier_whose_gradient_vanishes_holds_against_it_and_is_broken_by_bp
     images = np.full((8, *toys.SHAPE), 95, np.uint8)  # 95 / 255 < 3 / 8 < 96 / 255
     data = toys.images(8)._replace(images=images, labels=np.full(8, label, np.int32))
     defence, setting = Purifier(coarse, False, True, ""), Setting(1.5 / 255, 10, 2, 20, 0)
-    known = {kind: individual.batch_of(data, np.arange(8)).images for kind in purifying.MADE}
+    known = {kind: individual.batch_of(data, np.arange(8)).images for kind in sums.MADE}
     make, judged = purifying.makers(defence, forward, known, setting, COMPUTE), purifying.judges(defence, forward, 0)
     cells = {
         kind: purifying.cell(tmp_path / f"{kind}.jsonl", data, np.arange(8), make[kind], judged, COMPUTE)
         for kind in purifying.kinds("defended")
     }
-    right = {kind: purifying.share_right(cells, [kind], "float", 8).mean() for kind in cells}
+    right = {kind: sums.share_right(cells, [kind], "float", 8, 0.0).mean() for kind in cells}
     assert right["clean"] == right["exact"] == right["noise"] == 1 and right["bpda"] == 0
     assert {"zero_gradient", "bpda_beats_exact"} <= set(
         purifying.flags(defence, forward, data, cells, setting, COMPUTE)
     )
-    (aware,) = (e for e in purifying.entries("defended", cells, data) if (e.kind, e.form) == ("aware", "float"))
+    (aware,) = (e for e in sums.entries("defended", cells, 0.0, data) if (e.kind, e.form) == ("aware", "float"))
     assert aware.every.value == 0 and aware.every.n == 8
 
 
@@ -180,10 +221,12 @@ CELLS = {
 }
 """By hand: image 2 is called wrongly as it is; unaware breaks 3, transfer 0, square 1, gradients none."""
 
+RAMP = ramp(np.zeros((4, *toys.SHAPE), np.uint8))
+
 
 def test_an_image_is_right_where_most_draws_are_under_every_attacker_and_clean():
-    np.testing.assert_allclose(purifying.share_right(CELLS, ["noise"], "float", 4), [2 / 3, 2 / 3, 1 / 3, 1])
-    found = {(e.kind, e.form): e for e in purifying.entries("x", CELLS, ramp(np.zeros((4, *toys.SHAPE), np.uint8)))}
+    np.testing.assert_allclose(sums.share_right(CELLS, ["noise"], "float", 4, 0.0), [2 / 3, 2 / 3, 1 / 3, 1])
+    found = {(e.kind, e.form): e for e in sums.entries("x", CELLS, 0.0, RAMP)}
     told = {kind: (e.every.value, e.fake.value, e.real.value) for (kind, form), e in found.items() if form == "float"}
     assert told == {
         "clean": (0.75, 1, 0.5),
@@ -197,6 +240,91 @@ def test_an_image_is_right_where_most_draws_are_under_every_attacker_and_clean()
     }
     assert found["square", "float"].every.n == 2 and found["aware", "float"].every.n == 4
     assert found["noise", "float"].drawn.value == pytest.approx((2 / 3 + 2 / 3 + 1 / 3 + 1) / 4)
+
+
+def test_square_comes_to_the_first_that_stand_under_all_others_and_the_rest_is_told():
+    """Eight images of alternating classes, rightly called with margins 2 beyond a threshold of 5; in memory unaware
+    breaks 0 and exact 3, stored exact breaks 5 alone."""
+    data = ramp(np.zeros((8, *toys.SHAPE), np.uint8))
+    right = [5 + 2 * (2 * int(label) - 1) for label in data.labels]
+    cells = {kind: [row(k, k % 2, right[k]) for k in range(8)] for kind in ("clean", "noise", *sums.AWARE[:-1])}
+    cells["unaware"][0]["margins"] = {"float": [5.5], "png": [5.5]}
+    cells["exact"][3]["margins"] = {"float": [4.5], "png": [5.5]}
+    cells["exact"][5]["margins"] = {"float": [5.5], "png": [4.5]}
+    cells["noise"][1]["margins"] = {"float": [0.0], "png": [0.0]}  # which is no attacker
+    assert sums.standing(cells, 5.0, data, 2).tolist() == [1, 2, 4, 5]
+    assert sums.standing(cells, 5.0, data, 3).tolist() == [1, 2, 4, 5, 6, 7]
+    assert sums.standing(cells, 5.0, data, 4).tolist() == [1, 2, 3, 4, 5, 6, 7]  # 3 stands stored: after all others
+    assert sums.standing(cells, 0.0, data, 4).tolist() == [1, 3, 5, 7]  # where every image is called fake
+    cells["square"] = [row(1, 1, 4.0), row(2, 0, 3.0)]
+    level = sums.level(cells, 5.0, data, 10)
+    assert level.untried == {"float": {"fake": 2, "real": 2}, "png": {"fake": 2, "real": 2}}
+    assert (level.threshold, level.auc.value, level.auc.n) == (5.0, 1.0, 8)
+    found = {(e.kind, e.form): e for e in sums.entries("x", cells, 5.0, data, 10)}
+    assert (found["square", "float"].fake.value, found["square", "float"].real.value) == (0, 1)
+    assert (found["aware", "float"].fake.value, found["aware", "float"].real.value) == (0.5, 0.75)
+    assert sums.standing(cells, 5.0, data, 2).tolist() == [1, 2, 4, 5]  # whatever square did
+
+
+def test_where_nothing_stands_square_is_tried_on_nothing():
+    cells = {kind: [row(k, k % 2, 1 - 2 * (k % 2)) for k in range(4)] for kind in ("clean", *sums.AWARE[:-1])}
+    ids = sums.standing(cells, 0.0, RAMP, 2)
+    assert ids.tolist() == [] and ids.dtype.kind == "i"
+    entries = {(e.kind, e.form): e for e in sums.entries("x", cells | {"square": []}, 0.0, RAMP, 10)}
+    assert entries["square", "png"].every.n == 0 and entries["aware", "png"].every.value == 0
+
+
+def test_a_threshold_is_of_what_most_draws_say_and_refused_where_nothing_parts_the_classes():
+    """Means would part other images: a draw far off counts no more than any other."""
+    held = [row(0, 0, 1, 2, 90), row(1, 1, 3, 4, -90), row(2, 0, 0, 1, 1), row(3, 1, 5, 5, 5)]
+    assert sums.calibrated(held, "x") == 2.5
+    assert all(sums.share_right({"clean": held}, [], "float", 4, 2.5) > 0.5)
+    for wrong in ([row(0, 0, 1.0), row(1, 0, 2.0)], [row(0, 0, 2.0), row(1, 1, 1.0)]):
+        with pytest.raises(InputError, match="median3: no threshold can be calibrated"):
+            sums.calibrated(wrong, "median3")
+
+
+def shifted(data: ImageSet, w: np.ndarray) -> ImageSet:
+    """Grey pictures of 92 to 155, each 4 levels along w or against it, as the label says; but every fifth, which lies
+    8 levels to the wrong side."""
+    side, wrong = np.resize([1, -1], len(data.labels)), np.arange(len(data.labels)) % 5 == 0
+    images = (data.images % 48 + 100 + (side * np.where(wrong, 8, 4))[:, None, None, None] * w[None]).astype(np.uint8)
+    labels = (side > 0) ^ wrong
+    return data._replace(images=images, labels=labels.astype(np.int32))
+
+
+def test_a_purifier_that_only_darkens_is_worth_what_the_bare_detector_is_at_its_own_threshold(tmp_path):
+    """A linear detector of weights 1, and half as many -1: darker by 0.2, every margin falls by 0.2 x 144. The bound
+    moves a margin by 432 x 4 / 255 = 6.8, about as far as either class lies from the threshold."""
+    w = np.resize([1, 1, -1], toys.SHAPE)
+    forward = jax.tree_util.Partial(toys.LINEAR.apply, {"params": {"w": jnp.float32(w), "b": jnp.float32(-72.0)}})
+    held, data = (shifted(toys.images(40, seed), w) for seed in (1, 0))
+    dark = Purifier(lambda key, image: image - 0.2, False, True, "")
+    known = {kind: individual.batch_of(data, np.arange(40)).images for kind in sums.MADE}
+    found, at, flags = {}, {}, {}
+    for name, defence in (("bare", purifying.named("none")), ("dark", dark)):
+        path = tmp_path / f"{name}.jsonl"
+        at[name] = purifying.calibrated(path, held, defence, forward, 0, COMPUTE)
+        setting = Setting(4 / 255, 10, 2, 20, 0, at[name])
+        make = purifying.makers(defence, forward, known, setting, COMPUTE)
+        judged = purifying.judges(defence, forward, 0)
+        cells = {}
+        for kind in purifying.kinds("defended"):
+            ids = sums.standing(cells, at[name], data, 3) if kind == "square" else np.arange(40)
+            path = tmp_path / f"{name}-{kind}.jsonl"
+            cells[kind] = purifying.cell(path, data, ids, make[kind], judged, COMPUTE)
+        told = sums.entries("x", cells, at[name], data, 10)
+        found[name] = [(e.kind, e.form, e.fake.value, e.real.value, e.every.n) for e in told]
+        assert {row["id"] for row in cells["square"]} == set(sums.standing(cells, at[name], data, 3))
+        level = sums.level(cells, at[name], data, 10)
+        found[name].append((level.auc.value, level.untried))
+        flags[name] = set(purifying.flags(defence, forward, data, cells, setting, COMPUTE))
+        found[f"{name} at 0"] = sums.entries("x", cells, 0.0, data, 10)[0]
+    assert at["dark"] == pytest.approx(at["bare"] - 28.8, abs=1e-3)
+    assert found["dark"] == found["bare"] and flags["dark"] == flags["bare"]
+    right = {(kind, form): (fakes, reals) for kind, form, fakes, reals, _ in found["dark"][:-1]}
+    assert right["clean", "float"] == (0.8, 0.8) and 0 < sum(right["exact", "float"]) < 1.6
+    assert (found["dark at 0"].fake.value, found["dark at 0"].real.value) == (0, 1)
 
 
 def test_an_attacker_that_knows_less_and_breaks_more_is_flagged():
@@ -218,15 +346,18 @@ def test_an_attacker_that_knows_less_and_breaks_more_is_flagged():
         (coarse, {"unbounded_fails": "4 of 4 images stand with no bound at all"}, -100.0),
     ],
 )
-def test_what_more_steps_break_or_no_bound_does_not_is_flagged(clean, told, bias):
-    """A linear detector of weights 1 and -1, and grey reals of margin `bias`. Steps are a tenth of the bound: two move
-    the margin by 0.2 x 0.05 x 432 = 4.3 and four by 8.6; where the purifier has no derivative, none does anything."""
+@pytest.mark.parametrize("threshold", [0.0, 50.0, -50.0])
+def test_what_more_steps_break_or_no_bound_does_not_is_flagged(clean, told, bias, threshold):
+    """A linear detector of weights 1 and -1, and grey reals of margin `bias` from the threshold. Steps are a tenth of
+    the bound: two move the margin by 0.2 x 0.05 x 432 = 4.3 and four by 8.6; where the purifier has no derivative, none
+    does anything."""
     w = np.resize([1, -1], toys.SHAPE)
-    weights = {"params": {"w": jnp.asarray(w, jnp.float32), "b": jnp.float32(bias)}}
+    weights = {"params": {"w": jnp.asarray(w, jnp.float32), "b": jnp.float32(bias + threshold)}}
     forward = jax.tree_util.Partial(toys.LINEAR.apply, weights)
     data = toys.images(4)._replace(images=np.full((4, *toys.SHAPE), 128, np.uint8), labels=np.zeros(4, np.int32))
-    cells = {kind: [row(k, 0, -1.0) for k in range(4)] for kind in purifying.kinds("defended")}
-    found = purifying.flags(Purifier(clean, False, True, ""), forward, data, cells, Setting(0.05, 2, 2, 20, 0), COMPUTE)
+    cells = {kind: [row(k, 0, threshold - 1.0) for k in range(4)] for kind in purifying.kinds("defended")}
+    setting = Setting(0.05, 2, 2, 20, 0, threshold)
+    found = purifying.flags(Purifier(clean, False, True, ""), forward, data, cells, setting, COMPUTE)
     assert all(found[flag].startswith(words) for flag, words in told.items())
     assert ("unbounded_fails" in found) != ("more_steps_help" in found)
 
