@@ -48,7 +48,7 @@ def _table(entries: Sequence[Entry], levels: Levels, flags: Flags, eps: float, t
     title = f"called rightly (%), l_inf {eps:g}/255, {told}; square on up to {few} of either class that still stand"
     alone = ("exact", "bpda", "transfer")
     heads = (*SHOWN, "untried", *(f"{kind} alone" for kind in alone), "square leaves", "flags")
-    table = Table("purifier", "threshold, clean AUC", "of", *heads, title=title)
+    table = Table("purifier", "threshold,\nclean AUC (%)", "of", *heads, title=title)
     for purifier in dict.fromkeys(e.purifier for e in entries):
         mine = {e.kind: e for e in entries if e.purifier == purifier}
         raised, level = ", ".join(flags[purifier]), levels[purifier]

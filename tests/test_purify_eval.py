@@ -19,7 +19,7 @@ from ffjax.defences.purifiers import Purifier
 from ffjax.engine import Compute
 from ffjax.errors import InputError
 from ffjax.purifying import Setting
-from ffjax.types import Batch, ImageSet
+from ffjax.types import AttackResult, Batch, Forward, ImageSet
 
 COMPUTE = Compute(batch=8)
 
@@ -194,6 +194,33 @@ def test_attackers_stay_inside_the_bound_and_noise_is_at_it():
         assert images.shape == batch.images.shape and images.min() >= 0 and images.max() <= 1
         assert np.abs(images - batch.images).max() <= 0.03 + 1e-6
         assert kind == "clean" or np.abs(images - batch.images).max() > 0.029
+
+
+def striped(bias: float, count: int) -> tuple[Forward, ImageSet]:
+    """A linear detector of weights 1 and -1, and grey fakes of margin `bias`."""
+    weights = {"params": {"w": jnp.float32(np.resize([1, -1], toys.SHAPE)), "b": jnp.float32(bias)}}
+    images, labels = np.full((count, *toys.SHAPE), 128, np.uint8), np.ones(count, np.int32)
+    data = toys.images(count)._replace(images=images, labels=labels)
+    return jax.tree_util.Partial(toys.LINEAR.apply, weights), data
+
+
+def test_square_goes_on_until_the_calibrated_threshold_is_passed():
+    """From a margin of -5, on the real side of 0, to -8; the bound allows -48. Held to 0 it would stop at once."""
+    forward, data = striped(-5.0, 8)
+    setting = Setting(0.1, 1, 1, 300, 0, -8.0)
+    make = purifying.makers(purifying.named("none"), forward, {}, setting, COMPUTE)
+    said = forward(jnp.asarray(make["square"](individual.batch_of(data, np.arange(8))))).logits[:, 1]
+    assert said.max() <= -8
+
+
+def test_what_falls_to_more_effort_is_told_by_the_draws_that_judge():
+    """Whatever the draws say that the attacker asked. Of margins -1, 1 and 3 two lie above 0 and one above 2."""
+    judged, data = [striped(bias, 2)[0] for bias in (-1.0, 1.0, 3.0)], striped(0.0, 2)[1]
+    batch, nothing = individual.batch_of(data, np.arange(2)), np.zeros(2)
+    for threshold, falls in ((0.0, False), (2.0, True)):
+        asked = AttackResult(batch.images, np.full(2, not falls), *[nothing] * 5)
+        runner = purifying._judged(lambda *_, asked=asked: asked, judged, Setting(0, 1, 1, 1, 0, threshold), COMPUTE)
+        assert runner(batch, nothing, 0).success.tolist() == [falls] * 2
 
 
 def test_the_draws_that_judge_are_none_that_attackers_ask():
