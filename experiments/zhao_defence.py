@@ -198,7 +198,11 @@ def _trained(cfg: Config, folder: Run, spec: str, recipe: Recipe, seed: int) -> 
             train=replace(cfg.train, seed=seed, augment=_augment(cfg, spec)),
         )  # fmt: skip
         judge = hardened.judge(cfg.eps / 255, cfg.few, cfg.compute)
-        train_detector.main(asked, BY, partial(_defence, cfg, recipe), judge)
+        try:
+            train_detector.main(asked, BY, partial(_defence, cfg, recipe), judge)
+        except Diverged as error:
+            told = f"penalty {recipe.weight:g}, share {recipe.share:g}, seed {seed}"
+            raise Diverged(f"{told}: {error}; go on with other weights or shares, in another --out") from error
     loaded = detectors.load(f"{cfg.arch}:{out / 'weights.safetensors'}")
     return study.networks([loaded], cfg.size)[loaded.name].forward
 
