@@ -79,7 +79,7 @@ class Config:
     images: int = 10
     """Test images per class."""
     calibrate: int = 10
-    """Validation images per class, on which thresholds are chosen."""
+    """Validation images per class, on which the thresholds are chosen, the bare detector's too."""
     eps: float = 4.0
     """l_inf bound in 1/255."""
     steps: int = 20
@@ -127,11 +127,11 @@ def main(cfg: Config) -> None:
             return dip_adaptive.attack(path, data, [int(i) for i in ids], runner, judges, setting, tell)
 
     tuned = attacked("held-out", dip_adaptive.unchanged, held, np.arange(len(held.labels)))
-    chosen = {judge: dip_adaptive.calibrated(tuned, judge) for judge in JUDGES if judge != "undefended"}
-    thresholds = {"undefended": 0.0} | {judge: threshold for judge, (threshold, _) in chosen.items()}
+    chosen = {judge: dip_adaptive.calibrated(tuned, judge) for judge in JUDGES}
+    thresholds = {judge: threshold for judge, (threshold, _) in chosen.items()}
     trace = _trace(folder.folder / "gradients.json", setting, thresholds["own"], test, detector)
     compute = replace(cfg.compute, batch=cfg.batch)
-    runners = dip_adaptive.runners(setting, thresholds["own"], detector, other, compute, partial(_note, console, cfg))
+    runners = dip_adaptive.runners(setting, thresholds, detector, other, compute, partial(_note, console, cfg))
     ledgers = {
         name: attacked(name, runner, test, _first(test, cfg.few if name == "square" else cfg.images))
         for name, runner in runners.items()

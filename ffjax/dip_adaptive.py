@@ -108,19 +108,19 @@ def unchanged(batch: Batch, eps: np.ndarray, seed: int) -> AttackResult:
 
 def runners(
     setting: Setting,
-    threshold: float,
+    thresholds: Mapping[str, float],
     detector: Forward,
     other: Forward,
     compute: Compute,
     watch: Callable[[int], None] = lambda done: None,
 ) -> dict[str, Runner]:
-    """Control or attack -> its runner. threshold: the defended detector's, as margin, under the attacker's key.
+    """Control or attack -> its runner. thresholds: judge -> the margin above which it says fake; attacks that know
+    nothing of DIP are after the bare detector's, the others after the defended one's under the attacker's key.
 
     Whatever the goal, every PGD goes on after it is reached: a verdict that has just turned would turn back under
     another key, or in 8 bits. Those through DIP start from the clean image.
     """
-    bare = partial(goals.verdict, threshold=0.0)
-    behind = partial(goals.verdict, threshold=threshold)
+    bare, behind = (partial(goals.verdict, threshold=thresholds[judge]) for judge in ("undefended", "own"))
     known, _ = secrets(setting.seed, setting.draws)
     front = dip_gradients.defended(setting.prior, known[0], detector)
     pgd = attempts.built("pgd", "linf", bare, {"steps": setting.steps, "stop": False})
@@ -248,7 +248,8 @@ def calibrated(rows: Sequence[Row], judge: str) -> tuple[float, float]:
     said = np.array([row["margins"][judge] for row in rows])
     threshold = float(metrics.best_threshold(metrics.roc(said, labels, np.ones((len(said), 1))))[0])
     if not np.isfinite(threshold):
-        raise InputError(f"no threshold can be calibrated: behind DIP ({judge} key) fakes score no higher than reals")
+        where = "undefended" if judge == "undefended" else f"behind DIP ({judge} key)"
+        raise InputError(f"no threshold can be calibrated: {where} fakes score no higher than reals")
     calls = (said > threshold) == (labels == 1)
     return threshold, float((calls[labels == 1].mean() + calls[labels == 0].mean()) / 2)
 

@@ -87,9 +87,9 @@ def differs(setting: Setting, whole: int, size: int, data: str, held: Mapping[st
     return (
         f"Images: the central {size} px of {data} at {whole} px (shrunk to {size} px they lose what the detector goes "
         f"by), the same weights at {size} px. Defence: {prior.steps} iterations, running mean with weight "
-        f"{prior.average:g}, one code, noise and start for all images. Thresholds of the margin, each calibrated with "
-        f"its key on {n} validation images: {known}. l_inf bound {255 * setting.eps:g}/255; PGD {setting.steps} steps, "
-        f"late: but for the first {setting.skip} iterations, truncated: the last {setting.last}, gradients over "
+        f"{prior.average:g}, one code, noise and start for all images. Thresholds of the margin, each calibrated for "
+        f"its column on {n} validation images: {known}. l_inf bound {255 * setting.eps:g}/255; PGD {setting.steps} "
+        f"steps, late: but for the first {setting.skip} iterations, truncated: the last {setting.last}, gradients over "
         f"{setting.draws} key(s), Square {setting.queries} queries. Attacked images are shown as 8-bit PNG. An image "
         "called wrongly as it is counts as wrong everywhere; "
         "what the strongest does to a fresh key is the worst of several tries at it, 'by the attacker's key' is not."

@@ -12,9 +12,12 @@ from driven import drive, refusal
 from ground import pictures
 
 from experiments import dip_adaptive as driver
-from ffjax import detectors, dip_adaptive
+from ffjax import detectors, dip_adaptive, individual
+from ffjax.defences.dip import Prior
+from ffjax.defences.skip_network import NETWORKS
 from ffjax.detectors import weights
 from ffjax.dip_adaptive import ATTACKS, CHOSEN, CONTROLS, JUDGES, WORST
+from ffjax.engine import Compute
 from ffjax.errors import InputError
 
 ROWS = (*CONTROLS, *ATTACKS)
@@ -68,6 +71,8 @@ def test_it_attacks_judges_draws_and_goes_on_where_it_was_cut(ground, tmp_path, 
     assert (out / "figures/adaptive.png").stat().st_size > 10_000
     found, rows = json.loads((out / "results.json").read_text()), timeless(out)
     assert set(rows) == {"held-out", *ROWS} and set(found["table"]) == {*ROWS, WORST, CHOSEN}
+    for judge in JUDGES:  # the bare detector's threshold too is calibrated on the held-out images
+        assert found["thresholds"][judge] == dip_adaptive.calibrated(rows["held-out"], judge)[0]
     assert found["gradients"]["steps"] == [3, 2, 1, 0] and np.isfinite(found["gradients"]["params"]).all()
     for judge in JUDGES:
         for kind in ("fakes", "reals"):
@@ -151,6 +156,28 @@ def test_a_threshold_is_where_balanced_accuracy_is_best_and_chance_is_refused():
     assert dip_adaptive.calibrated(rows, "own") == (1.5, 1.0)
     with pytest.raises(InputError, match="fakes score no higher than reals"):
         dip_adaptive.calibrated(rows, "fresh")
+
+
+def test_the_bare_detector_that_parts_nothing_is_named_so():
+    rows = [row(k, label, said, 0.0) for k, (label, said) in enumerate([(1, 0.0), (0, 1.0)])]
+    with pytest.raises(InputError, match="calibrated: undefended fakes score no higher"):
+        dip_adaptive.calibrated(rows, "undefended")
+
+
+SETTING = dip_adaptive.Setting(Prior(NETWORKS["small"], 4), eps=8 / 255, steps=4, last=3, cells=3, batch=8)
+
+
+@pytest.mark.parametrize("threshold", [-100.0, 100.0])
+def test_attacks_that_know_nothing_of_dip_are_after_the_bare_detectors_calibrated_threshold(threshold):
+    """Above every score all is called real, below every score all fake: who is wrongly called says which was meant."""
+    thresholds = {"undefended": threshold, "own": -threshold, "fresh": -threshold}
+    compute = Compute(batch=8)
+    runners = dip_adaptive.runners(SETTING, thresholds, toys.forward(0), toys.forward(1), compute)
+    data = toys.images(8)
+    batch = individual.batch_of(data, np.arange(8))
+    for name in ("pgd", "low", "transfer"):
+        result = runners[name](batch, np.full(8, SETTING.eps, np.float32), 0)
+        np.testing.assert_array_equal(result.success, data.labels == (threshold > 0), name)
 
 
 def test_the_middle_is_cut_out():
