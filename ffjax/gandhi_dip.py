@@ -193,14 +193,14 @@ def scores(rows: Sequence[Row], form: str, window: int) -> np.ndarray:
     return (sums[:, ends] - sums[:, starts]) / (ends - starts)
 
 
-def calibrated(rows: Sequence[Row], window: int) -> Rule:
+def calibrated(rows: Sequence[Row], window: int, threshold: float | None = None) -> Rule:
     """The form, look and threshold of best balanced accuracy on these rows; of several, the one that parts reals from
-    fakes best (AUC), then the earliest. The threshold lies in the middle of those that are as good. InputError without
-    both classes."""
+    fakes best (AUC), then the earliest. The threshold lies in the middle of those that are as good; or it is given, and
+    form and look are those that suit it best. InputError without both classes."""
     labels = np.array([row["label"] for row in rows])
     if len(np.unique(labels)) < 2:
         raise InputError("the rule cannot be calibrated: images of both classes are needed")
-    thresholds, best = np.linspace(0.01, 0.99, 99), None
+    thresholds, best = np.linspace(0.01, 0.99, 99) if threshold is None else np.array([threshold]), None
     for form in ("drawn", "average"):
         values = scores(rows, form, window)
         for look in range(window - 1, values.shape[1]):

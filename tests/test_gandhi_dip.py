@@ -11,8 +11,10 @@ from driven import drive, refusal
 from ground import pictures
 
 from experiments import gandhi_dip as driver
-from ffjax import detectors, gandhi_dip
+from ffjax import detectors, gandhi_dip, gandhi_dip_table
 from ffjax.data import codecs, sets
+from ffjax.defences.dip import Prior
+from ffjax.defences.skip_network import NETWORKS
 from ffjax.detectors import weights
 from ffjax.engine import Compute
 from ffjax.errors import InputError
@@ -41,6 +43,20 @@ def test_the_rule_takes_the_look_that_parts_the_classes_and_a_threshold_between_
     assert {name: e.value for name, e in found.items()} == dict.fromkeys(found, 1.0) and found["real_recall"].n == 3
     late = gandhi_dip.figures(rows, rule._replace(look=3))
     assert (late["fake_recall"].value, late["real_recall"].value, late["real_precision"].value) == (0, 1, 0.5)
+
+
+def test_a_given_threshold_has_the_look_that_suits_it():
+    """Scores go down together: threshold 0.5 lies between the classes at the first look, 0.25 at the second alone."""
+    rows = [row(0, [-1, 0.5], group=k) for k in range(3)] + [row(1, [1, 2], group=k) for k in range(3)]
+    assert gandhi_dip.calibrated(rows, 1, 0.5) == Rule("drawn", 0, 0.5, 1)
+    assert gandhi_dip.calibrated(rows, 1, 0.25) == Rule("drawn", 1, 0.25, 1)
+
+
+def test_what_differs_says_which_iteration_is_the_papers_and_which_ours():
+    rules = {"calibrated": Rule("drawn", 9, 0.8, 5), "threshold 0.25": Rule("average", 299, 0.25, 5)}
+    told = gandhi_dip_table.differs("a", 128, Prior(NETWORKS["small"], 2995), "ResNet", rules, 20, [])
+    assert "The paper's iteration is 6,000 of 10,000" in told and "calibrated for each threshold on 20 images" in told
+    assert "calibrated: iteration 100, what was drawn, 0.8; threshold 0.25: iteration 2,995, the running mean" in told
 
 
 def test_a_rule_needs_both_classes():
