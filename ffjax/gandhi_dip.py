@@ -193,6 +193,11 @@ def scores(rows: Sequence[Row], form: str, window: int) -> np.ndarray:
     return (sums[:, ends] - sums[:, starts]) / (ends - starts)
 
 
+def called_fake(real: np.ndarray, threshold: float | np.ndarray) -> np.ndarray:
+    """Mean P(real), any shape -> bool. What lies on the threshold is called fake."""
+    return real <= threshold
+
+
 def calibrated(rows: Sequence[Row], window: int, threshold: float | None = None) -> Rule:
     """The form, look and threshold of best balanced accuracy on these rows; of several, the one that parts reals from
     fakes best (AUC), then the earliest. The threshold lies in the middle of those that are as good; or it is given, and
@@ -204,7 +209,7 @@ def calibrated(rows: Sequence[Row], window: int, threshold: float | None = None)
     for form in ("drawn", "average"):
         values = scores(rows, form, window)
         for look in range(window - 1, values.shape[1]):
-            says = values[:, look, None] <= thresholds[None]
+            says = called_fake(values[:, look, None], thresholds[None])
             balanced = (says[labels == 1].mean(axis=0) + (~says[labels == 0]).mean(axis=0)) / 2
             high = np.flatnonzero(balanced == balanced.max())
             rank = (float(balanced.max()), _auc(-values[:, look], labels), -look)
@@ -221,23 +226,24 @@ def _auc(fake: np.ndarray, labels: np.ndarray) -> float:
 def figures(rows: Sequence[Row], rule: Rule) -> dict[str, Estimate]:
     """The paper's columns under a rule: accuracy, auc, precision and recall of fakes and of reals."""
     real = scores(rows, rule.form, rule.window)[:, rule.look]
-    return _columns(rows, rule.threshold - real)
+    return _columns(rows, -real, called_fake(real, rule.threshold))
 
 
 def undefended(rows: Sequence[Row]) -> dict[str, Estimate]:
     """The same of the detector alone."""
-    return _columns(rows, np.array([row["margin"] for row in rows]))
+    said = np.array([row["margin"] for row in rows])
+    return _columns(rows, said, said > 0)
 
 
-def _columns(rows: Sequence[Row], fake: np.ndarray) -> dict[str, Estimate]:
-    """fake (N,): above 0 it is called fake."""
+def _columns(rows: Sequence[Row], fake: np.ndarray, says: np.ndarray) -> dict[str, Estimate]:
+    """fake (N,): a score, the larger the more so. says (N,) bool: called fake."""
     labels, groups = (np.array([row[name] for row in rows]) for name in ("label", "group"))
-    right = ((fake > 0) == (labels == 1)).astype(float)
+    right = (says == (labels == 1)).astype(float)
     found = {"accuracy": metrics.share(right, groups)}
     if len(np.unique(labels)) == 2:
         found["auc"] = metrics.summary(Scores(labels, groups, fake, fake))["clean_auc"]
     for name, label in (("fake", 1), ("real", 0)):
-        called, is_so = (fake > 0) == (label == 1), labels == label
+        called, is_so = says == (label == 1), labels == label
         for what, among in (("precision", called), ("recall", is_so)):
             if among.any():
                 found[f"{name}_{what}"] = metrics.share(right[among], groups[among])
@@ -246,9 +252,8 @@ def _columns(rows: Sequence[Row], fake: np.ndarray) -> dict[str, Estimate]:
 
 def by_stratum(rows: Sequence[Row], rule: Rule) -> dict[str, Estimate]:
     """Stratum -> share called rightly under the rule."""
-    right = (scores(rows, rule.form, rule.window)[:, rule.look] <= rule.threshold) == np.array(
-        [row["label"] == 1 for row in rows]
-    )
+    real = scores(rows, rule.form, rule.window)[:, rule.look]
+    right = called_fake(real, rule.threshold) == np.array([row["label"] == 1 for row in rows])
     groups = np.array([row["group"] for row in rows])
     names = np.array([row["stratum"] for row in rows])
     return {
@@ -270,7 +275,7 @@ def population(strata: Mapping[str, Estimate], fooled: Mapping[str, float]) -> d
 def early(rows: Sequence[Row], rule: Rule, patience: int) -> tuple[np.ndarray, np.ndarray]:
     """Deciding along the way: real as soon as `patience` looks in a row are above the rule's threshold, else what the
     rule says at its look. -> (N,) bool called fake, (N,) looks that it took."""
-    real = scores(rows, rule.form, rule.window)[:, : rule.look + 1] > rule.threshold
+    real = ~called_fake(scores(rows, rule.form, rule.window)[:, : rule.look + 1], rule.threshold)
     runs, took, called = np.zeros(len(real), int), np.full(len(real), rule.look + 1), ~real[:, -1]
     open_ = np.ones(len(real), bool)
     for k in range(real.shape[1]):

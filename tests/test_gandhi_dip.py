@@ -52,6 +52,17 @@ def test_a_given_threshold_has_the_look_that_suits_it():
     assert gandhi_dip.calibrated(rows, 1, 0.25) == Rule("drawn", 1, 0.25, 1)
 
 
+def test_a_score_on_the_threshold_is_called_fake_everywhere():
+    """Reals score 0.73, fakes 0.5: by the calibration, the table, the strata and along the way alike."""
+    rows = [row(0, [-1.0], "clean real", k) for k in range(3)] + [row(1, [0.0], "clean fake", k) for k in range(3)]
+    rule = gandhi_dip.calibrated(rows, 1, 0.5)
+    assert rule == Rule("drawn", 0, 0.5, 1)  # parts them without error only if 0.5 is called fake
+    found = gandhi_dip.figures(rows, rule)
+    assert {name: e.value for name, e in found.items()} == dict.fromkeys(found, 1.0)
+    assert [e.value for e in gandhi_dip.by_stratum(rows, rule).values()] == [1, 1]
+    assert gandhi_dip.early(rows, rule, 1)[0].tolist() == [False] * 3 + [True] * 3
+
+
 def test_what_differs_says_which_iteration_is_the_papers_and_which_ours():
     rules = {"calibrated": Rule("drawn", 9, 0.8, 5), "threshold 0.25": Rule("average", 299, 0.25, 5)}
     told = gandhi_dip_table.differs("a", 128, Prior(NETWORKS["small"], 2995), "ResNet", rules, 20, [])
