@@ -18,7 +18,18 @@ from pathlib import Path
 
 from rich.console import Console
 
-from ffjax import figures, gandhi, gandhi_dip, gandhi_dip_table, gandhi_table, individual, metrics, run, study
+from ffjax import (
+    figures,
+    gandhi,
+    gandhi_dip,
+    gandhi_dip_rates,
+    gandhi_dip_table,
+    gandhi_table,
+    individual,
+    metrics,
+    run,
+    study,
+)
 from ffjax.data import sets
 from ffjax.defences import skip_network
 from ffjax.defences.dip import Prior
@@ -117,19 +128,22 @@ def main(cfg: Config) -> None:
     wanted: dict[str, float | None] = {"calibrated": None} | {f"threshold {t:g}": t for t in THRESHOLDS}
     rules = {name: gandhi_dip.calibrated(tuned, cfg.prior.window, t) for name, t in wanted.items()}
     figures.save(figures.styled(gandhi_dip_table.trajectories, rows, prior, rules), folder / "figures/trajectories.png")
-    found = gandhi_dip.tables(rows, rules, ledgers, DETECTOR)
+    whole = gandhi.clean(shown[DETECTOR], test)
+    alone = {name: whole[f"{name.removeprefix('clean ')}_accuracy"] for name in gandhi_dip.CLEAN}
+    found = gandhi_dip_rates.tables(rows, rules, ledgers, DETECTOR, alone)
     own = f"ResNet-18, {' '.join(f'{k}={v}' for k, v in loaded[0].meta['options'].items())}, {gandhi_table.UNTRAINED}"
     told = gandhi_dip_table.differs(
         cfg.data, cfg.size, prior, own, rules, len(tuned), list(dict.fromkeys(r["stratum"] for r in rows))
     )
+    stood = gandhi_dip_table.stands_on(alone)
     early = gandhi_dip.hastened(rows, rules["calibrated"], prior)
     plain = {key: {name: metrics.plain(one) for name, one in table.items()} for key, table in found.items()}
     run.write_json(
         folder / "results.json",
         plain | {"rules": {name: rule._asdict() for name, rule in rules.items()}, "early": early, "differs": told}
-        | {"environment": study.environment()},
+        | {"stands_on": stood, "alone": metrics.plain(alone), "environment": study.environment()},
     )  # fmt: skip
-    gandhi_dip_table.show(console, found["table"], found["strata"], found["rates"], told)
+    gandhi_dip_table.show(console, found["table"], found["strata"], found["rates"], f"{told}\n{stood}")
     console.print(
         f"decided along the way (real after {early['patience']} looks in a row): accuracy {100 * early['accuracy']:.0f}"
         f" %, mean {early['iterations']:.0f} iterations, of reals {early['iterations_of_reals']:.0f}",

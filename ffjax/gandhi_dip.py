@@ -3,7 +3,7 @@ said of them while they were drawn, and by what rule that becomes a verdict.
 
 Their 100 images are ten of each stratum: clean reals, clean fakes, and fakes perturbed by {FGSM, Carlini-Wagner} in
 {black, white} box that {fooled, did not fool} the detector. Strata are no population: how often an attack fools decides
-what a defence against it is worth, so rates over all attacked fakes stand beside.
+what a defence against it is worth, so rates over all attacked fakes stand beside (gandhi_dip_rates).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -79,7 +79,7 @@ def subjects(
     outcome."""
     found = []
     for name, rows in ledgers.items():
-        label, said = _told(name, rows, detector)
+        label, said = spoken_of(name, rows, detector)
         outcomes = [(" fooled", [m <= 0 for m in said]), (" not fooled", [m > 0 for m in said])]
         for outcome, among in outcomes if split else [("", [True] * len(said))]:
             chosen = [k for k in range(len(rows)) if among[k]][:each]
@@ -91,22 +91,13 @@ def subjects(
     return found
 
 
-def _told(name: str, rows: Sequence[Row], detector: str) -> tuple[str, list[float]]:
+def spoken_of(name: str, rows: Sequence[Row], detector: str) -> tuple[str, list[float]]:
     """The attack of a cell as the table names it, and what the detector says of each image of it, as PNG."""
     source, _, attack = name.partition("-")
     kind = "FGSM" if attack == "fgsm" else "CW"
     if source == detector:
         return f"{kind} white", [row["margins"]["attacked"]["png"] for row in rows]
     return f"{kind} black", [row["transfer"]["attacked"]["png"][detector] for row in rows]
-
-
-def undefended_rates(ledgers: Mapping[str, Sequence[Row]], detector: str) -> dict[str, Estimate]:
-    """Attack -> share of all fakes attacked so that the detector alone still calls fake."""
-    found = {}
-    for name, rows in ledgers.items():
-        attack, said = _told(name, rows, detector)
-        found[attack] = metrics.share(np.array([m > 0 for m in said], float), np.array([r["group"] for r in rows]))
-    return found
 
 
 def clean_subjects(data: ImageSet, said: np.ndarray, each: int, seed: int) -> list[Subject]:
@@ -250,26 +241,20 @@ def _columns(rows: Sequence[Row], fake: np.ndarray, says: np.ndarray) -> dict[st
     return found
 
 
+def rightly(rows: Sequence[Row], rule: Rule) -> np.ndarray:
+    """(N,) bool: called rightly under the rule."""
+    real = scores(rows, rule.form, rule.window)[:, rule.look]
+    return called_fake(real, rule.threshold) == np.array([row["label"] == 1 for row in rows])
+
+
 def by_stratum(rows: Sequence[Row], rule: Rule) -> dict[str, Estimate]:
     """Stratum -> share called rightly under the rule."""
-    real = scores(rows, rule.form, rule.window)[:, rule.look]
-    right = called_fake(real, rule.threshold) == np.array([row["label"] == 1 for row in rows])
+    right = rightly(rows, rule)
     groups = np.array([row["group"] for row in rows])
     names = np.array([row["stratum"] for row in rows])
     return {
         name: metrics.share(right[names == name].astype(float), groups[names == name]) for name in dict.fromkeys(names)
     }
-
-
-def population(strata: Mapping[str, Estimate], fooled: Mapping[str, float]) -> dict[str, float | None]:
-    """Attack -> share of all fakes attacked so that is called fake with the defence: its two strata, each counted as
-    often as it occurs. fooled: attack -> share that fooled. None where a stratum that occurs has no image."""
-    found: dict[str, float | None] = {}
-    for attack, share in fooled.items():
-        parts = [(share, strata.get(f"{attack} fooled")), (1 - share, strata.get(f"{attack} not fooled"))]
-        known = [(weight, e) for weight, e in parts if weight > 0]
-        found[attack] = None if any(e is None for _, e in known) else sum(w * e.value for w, e in known if e)
-    return found
 
 
 def early(rows: Sequence[Row], rule: Rule, patience: int) -> tuple[np.ndarray, np.ndarray]:
@@ -283,29 +268,6 @@ def early(rows: Sequence[Row], rule: Rule, patience: int) -> tuple[np.ndarray, n
         now = open_ & (runs >= patience)
         took[now], called[now], open_[now] = k + 1, False, False
     return called, took
-
-
-def tables(
-    rows: Sequence[Row], rules: Mapping[str, Rule], ledgers: Mapping[str, Sequence[Row]], detector: str
-) -> dict[str, dict[str, Any]]:
-    """Everything that is laid out. table: a line of the paper's table for each rule, and for the detector alone.
-    strata: stratum -> rule -> share called rightly. rates: attack -> of all fakes attacked so (fakes, how many), what
-    is called fake undefended and under each rule."""
-    table = {f"DIP, {name}": figures(rows, rule) for name, rule in rules.items()}
-    table["detector alone"] = undefended(rows)
-    by_rule = {name: by_stratum(rows, rule) for name, rule in rules.items()}
-    names = list(dict.fromkeys(row["stratum"] for row in rows))
-    alone = undefended_rates(ledgers, detector)
-    fooled = {attack: 1 - e.value for attack, e in alone.items()}
-    held = {rule: population(one, fooled) for rule, one in by_rule.items()}
-    return {
-        "table": table,
-        "strata": {name: {rule: one[name] for rule, one in by_rule.items()} for name in names},
-        "rates": {
-            attack: {"fakes": e.n, "undefended": e} | {rule: one[attack] for rule, one in held.items()}
-            for attack, e in alone.items()
-        },
-    }
 
 
 def hastened(rows: Sequence[Row], rule: Rule, prior: Prior, patience: int = 5) -> dict[str, float]:

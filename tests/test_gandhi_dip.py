@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 from driven import drive, refusal
 from ground import pictures
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
 
 from experiments import gandhi_dip as driver
-from ffjax import detectors, gandhi_dip, gandhi_dip_table
+from ffjax import detectors, gandhi_dip, gandhi_dip_rates, gandhi_dip_table, metrics
 from ffjax.data import codecs, sets
 from ffjax.defences.dip import Prior
 from ffjax.defences.skip_network import NETWORKS
@@ -84,11 +87,64 @@ def test_the_papers_table_comes_back_from_its_counts():
     assert shown == [97.0, 98.9, 97.8, 81.8]
 
 
+def part(*values: int, first: int = 0, apart: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    return np.array(values, bool), first + np.arange(len(values)) // apart
+
+
 def test_rates_of_all_attacked_fakes_weigh_strata_by_how_often_they_occur():
-    strata = {"A fooled": Estimate(0.5, 0, 1, 4), "A not fooled": Estimate(1.0, 0, 1, 4)}
-    found = gandhi_dip.population(strata, {"A": 0.8, "B": 0.0, "C": 1.0})
-    assert found["A"] == pytest.approx(0.8 * 0.5 + 0.2) and found["B"] is None and found["C"] is None
-    assert gandhi_dip.population({"C fooled": Estimate(0.25, 0, 1, 4)}, {"C": 1.0}) == {"C": 0.25}
+    pool = part(*[1] * 8, *[0] * 2)
+    found = gandhi_dip_rates.population(pool, {True: part(1, 0, 1, 0), False: part(1, 1, first=8)})
+    assert found is not None and found.value == pytest.approx(0.8 * 0.5 + 0.2) and found.n == 6
+    assert found.low < found.value < found.high
+    assert gandhi_dip_rates.population(pool, {True: part(1, 0)}) is None
+    every = gandhi_dip_rates.population(part(1, 1, 1, 1), {True: part(1, 0, 0, 0)})
+    assert every is not None and every.value == 0.25
+
+
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=4, max_size=20), st.integers(1, 3), st.integers(0, 9))
+def test_of_a_pool_drawn_whole_the_rate_and_its_interval_are_those_of_its_images(pairs, apart, seed):
+    """Then the mixture of the strata is the plain mean, in every resample; only shares of all or none are wider."""
+    fooled, right = (np.array(x) for x in zip(*pairs, strict=True))
+    groups = np.arange(len(pairs)) // apart
+    strata = {bool(o): (right[fooled == o], groups[fooled == o]) for o in np.unique(fooled)}
+    found = gandhi_dip_rates.population((fooled, groups), strata, 200, seed)
+    plain = metrics.average(right.astype(float), groups, 200, seed)
+    assert found is not None and found.value == pytest.approx(plain.value)
+    if any(len(np.unique(g)) < 2 for _, g in strata.values()):
+        assert np.isnan([found.low, found.high]).all()
+    elif all(0 < r.mean() < 1 for r, _ in strata.values()):
+        assert (found.low, found.high) == pytest.approx((plain.low, plain.high))
+    else:
+        assert found.low <= plain.low + 1e-9 and found.high >= plain.high - 1e-9
+    assert found == pytest.approx(gandhi_dip_rates.population((fooled, groups), strata, 200, seed), nan_ok=True)
+
+
+def test_strata_that_are_all_alike_have_the_exact_interval_of_their_groups():
+    found = gandhi_dip_rates.population(part(1, 1, 0, 0), {True: part(1, 1), False: part(1, 1, first=2)})
+    assert found is not None and (found.value, found.high) == (1, 1) and found.low == pytest.approx(0.025**0.5)
+    single = gandhi_dip_rates.population(part(1, 1, 0, 0), {True: part(1), False: part(1, 1, first=2)})
+    assert single is not None and single.value == 1 and np.isnan([single.low, single.high]).all()
+
+
+def test_clean_images_have_rates_too_and_the_printout_says_of_what(capsys):
+    clean = [row(0, [-1.0 if k else 1.0], "clean real", k) for k in range(4)] + [row(1, [1.0], "clean fake", 9)]
+    drawn = [row(1, [1.0 if k else -1.0], "FGSM white fooled", k) for k in range(3)]
+    ledger = [{"group": k, "margins": {"attacked": {"png": -1.0}}} for k in range(6)]
+    alone = {"clean real": Estimate(0.8, 0.7, 0.9, 50), "clean fake": Estimate(0.9, 0.8, 1.0, 50)}
+    rules = {"calibrated": Rule("drawn", 0, 0.5, 1)}
+    found = gandhi_dip_rates.tables([*clean, *drawn], rules, {"resnet18-fgsm": ledger}, "resnet18", alone)
+    rates = found["rates"]
+    assert list(rates) == ["clean real", "clean fake", "FGSM white"]
+    assert (rates["clean real"]["images"], rates["clean fake"]["images"], rates["FGSM white"]["images"]) == (40, 45, 6)
+    assert rates["clean real"]["undefended"].value == 1 and rates["FGSM white"]["undefended"].value == 0
+    assert rates["clean real"]["calibrated"].value == 0.75 and rates["clean fake"]["calibrated"].value == 1
+    assert rates["FGSM white"]["calibrated"].value == pytest.approx(2 / 3)
+    told = gandhi_dip_table.stands_on(alone)
+    gandhi_dip_table.show(Console(width=250), found["table"], found["strata"], rates, told)
+    shown = capsys.readouterr().out
+    e = rates["FGSM white"]["calibrated"]
+    assert 0 <= e.low < e.value < e.high <= 1 and metrics.percent(e) in shown
+    assert "Real recall is over reals that the detector alone already calls rightly (80 [70, 90] % of all 50" in shown
 
 
 def test_deciding_along_the_way_takes_the_first_run_of_looks_above_the_threshold():
@@ -144,7 +200,9 @@ def test_the_driver_ends_and_a_run_whose_ledger_was_cut_ends_alike(ground, tmp_p
     assert set(found["table"]) == {
         "DIP, calibrated", "DIP, threshold 0.25", "DIP, threshold 0.5", "detector alone"
     }  # fmt: skip
-    assert set(found["rates"]) == {"FGSM white", "FGSM black", "CW white", "CW black"}
+    assert set(found["rules"]) == {"calibrated", "threshold 0.25", "threshold 0.5"}
+    assert set(found["rates"]) == {*gandhi_dip.CLEAN, "FGSM white", "FGSM black", "CW white", "CW black"}
+    assert "Real recall is over reals" in told
     assert (whole / "figures/trajectories.png").stat().st_size > 10_000
     rows = [json.loads(line) for line in (whole / "drawn/ledger.jsonl").read_text().splitlines()]
     assert {"clean real", "clean fake"} <= {r["stratum"] for r in rows} and all(len(r["said"]) == 3 for r in rows)
