@@ -61,7 +61,7 @@ class Draw:
     window: int = 5
     """Looks of which a score is the mean."""
     batch: int = 8
-    """Images drawn at once."""
+    """Images drawn at once; fewer than 8 round otherwise."""
 
 
 @dataclass(frozen=True, kw_only=True)

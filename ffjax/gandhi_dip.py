@@ -7,6 +7,7 @@ what a defence against it is worth, so rates over all attacked fakes stand besid
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -123,8 +124,10 @@ def draw(
     """The rows of folder/ledger.jsonl, one an image in order, made as far as they are not there: who it is, and at each
     look the detector's margins on what was drawn (said) and on the running mean (said_average), and the PSNR.
 
-    Images are drawn compute.batch at a time; a killed run goes on inside the batch after its last snapshot.
+    Images are drawn compute.batch at a time, whatever compute.least; a killed run goes on inside the batch after its
+    last snapshot, if as many are drawn at a time as there.
     """
+    compute = replace(compute, least=min(compute.least, compute.batch))
     path = folder / "ledger.jsonl"
     folder.mkdir(parents=True, exist_ok=True)
     rows = ledger.read(path)
@@ -160,7 +163,8 @@ def _drawn(
     images = np.stack([one.image for one in some]).astype(np.float32)
     labels = np.array([one.label for one in some], np.int32)
     batch = Batch(images, labels, np.array([one.number for one in some], np.int32))
-    shots = checkpoint.snapshots(place / digest([images, np.array([str(prior), str(seed)])]), keep=1)
+    shape = (prior, seed, engine.capacity(compute))  # of the state, by its rows: another does not fit
+    shots = checkpoint.snapshots(place / digest([images, np.array([str(x) for x in shape])]), keep=1)
     try:
         return engine.run(
             dip(prior), forward, batch, 0.0, seed, compute, restore=shots.restore, save=shots.save,

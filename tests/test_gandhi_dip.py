@@ -5,8 +5,10 @@ import shutil
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+import toys
 from driven import drive, refusal
 from ground import pictures
 from hypothesis import given
@@ -14,15 +16,15 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from experiments import gandhi_dip as driver
-from ffjax import detectors, gandhi_dip, gandhi_dip_rates, gandhi_dip_table, metrics
+from ffjax import detectors, engine, gandhi_dip, gandhi_dip_rates, gandhi_dip_table, metrics
 from ffjax.data import codecs, sets
-from ffjax.defences.dip import Prior
+from ffjax.defences.dip import Drawn, Prior
 from ffjax.defences.skip_network import NETWORKS
 from ffjax.detectors import weights
 from ffjax.engine import Compute
 from ffjax.errors import InputError
 from ffjax.evaluate import margins
-from ffjax.gandhi_dip import Rule
+from ffjax.gandhi_dip import Rule, Subject
 from ffjax.metrics import Estimate
 
 
@@ -64,6 +66,9 @@ def test_a_score_on_the_threshold_is_called_fake_everywhere():
     assert {name: e.value for name, e in found.items()} == dict.fromkeys(found, 1.0)
     assert [e.value for e in gandhi_dip.by_stratum(rows, rule).values()] == [1, 1]
     assert gandhi_dip.early(rows, rule, 1)[0].tolist() == [False] * 3 + [True] * 3
+
+
+PRIOR = Prior(NETWORKS["small"], 20)
 
 
 def test_what_differs_says_which_iteration_is_the_papers_and_which_ours():
@@ -153,6 +158,39 @@ def test_deciding_along_the_way_takes_the_first_run_of_looks_above_the_threshold
     assert called.tolist() == [False, False, False] and took.tolist() == [3, 5, 5]
     called, took = gandhi_dip.early(rows, Rule("drawn", 3, 0.5, 1), patience=2)
     assert called.tolist() == [False, True, True] and took.tolist() == [3, 4, 4]
+
+
+def drawn_by(monkeypatch, folder: Path, compute: Compute, cut: bool) -> list[tuple[int, int]]:
+    """Five images whose drawing is one snapshot, cut after it or not: (rows given, steps done before) of each batch."""
+    seen = []
+
+    def run(process, forward, batch, eps, seed, compute, *, restore, save, watch):
+        done, state = restore({"x": jnp.zeros((engine.capacity(compute), 2))})
+        seen.append((len(batch.labels), done))
+        save(done + 7, state)
+        if cut:
+            raise KeyboardInterrupt
+        looks = np.zeros((len(batch.labels), 3))
+        return Drawn(batch.images, batch.images, looks, looks, looks, looks[:, 0], looks[:, 0])
+
+    monkeypatch.setattr(engine, "run", run)
+    some = [Subject("clean fake", k, f"{k}.png", 1, k, np.zeros((8, 8, 3), np.float32), 1.0) for k in range(5)]
+    try:
+        gandhi_dip.draw(folder, PRIOR, some, toys.forward(), compute, 0, lambda done, note: None)
+    except KeyboardInterrupt:
+        assert cut
+    return seen
+
+
+def test_as_many_are_drawn_at_once_as_asked_and_a_snapshot_of_other_capacity_is_not_taken_up(monkeypatch, tmp_path):
+    two, four = Compute(batch=2), Compute(batch=4, least=8)
+    assert drawn_by(monkeypatch, tmp_path / "a", two, cut=False) == [(2, 0), (2, 0), (1, 0)]
+    assert drawn_by(monkeypatch, tmp_path / "b", two, cut=True) == [(2, 0)]
+    assert drawn_by(monkeypatch, tmp_path / "b", two, cut=True) == [(2, 7)]
+    assert drawn_by(monkeypatch, tmp_path / "c", Compute(batch=8), cut=True) == [(5, 0)]
+    assert drawn_by(monkeypatch, tmp_path / "c", Compute(batch=16), cut=True) == [(5, 0)]
+    assert drawn_by(monkeypatch, tmp_path / "c", Compute(batch=8), cut=False) == [(5, 7)]  # still there
+    assert drawn_by(monkeypatch, tmp_path / "d", four, cut=False) == [(4, 0), (1, 0)]
 
 
 SMALL = {
