@@ -113,10 +113,10 @@ def main(cfg: Config) -> None:
     quarter = cfg.calibrate // 4
     attack = partial(_attacked, cfg, console, forwards)
     fakes, _ = gandhi.both_right(said, held, quarter, cfg.seed)
+    tuned_on = gandhi_dip.clean_subjects(held, said[DETECTOR], quarter, cfg.seed)
+    gandhi_dip.check_classes([one.label for one in tuned_on])  # before anything is attacked or drawn
     white = attack(folder.folder / "calibration", [cell for cell in cells if cell.source == DETECTOR], fakes)
-    tuned_on = gandhi_dip.clean_subjects(held, said[DETECTOR], quarter, cfg.seed) + gandhi_dip.subjects(
-        folder.folder / "calibration", white, fakes, DETECTOR, quarter, split=False
-    )
+    tuned_on += gandhi_dip.subjects(folder.folder / "calibration", white, fakes, DETECTOR, quarter, split=False)
     shown = {name: margins(forward, test.images, cfg.compute) for name, forward in forwards.items()}
     pool, _ = gandhi.both_right(shown, test, cfg.pool, cfg.seed)
     ledgers = attack(folder.folder / "attacked", cells, pool)

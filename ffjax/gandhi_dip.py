@@ -193,13 +193,22 @@ def called_fake(real: np.ndarray, threshold: float | np.ndarray) -> np.ndarray:
     return real <= threshold
 
 
+def check_classes(labels: Sequence[int] | np.ndarray) -> None:
+    """InputError if no rule can be calibrated on images of these labels: one class is lacking."""
+    for label, name in ((0, "real"), (1, "fake")):
+        if label not in labels:
+            raise InputError(
+                "the rule cannot be calibrated: images of both classes are needed that the detector calls rightly, and "
+                f"no {name} is among them"
+            )
+
+
 def calibrated(rows: Sequence[Row], window: int, threshold: float | None = None) -> Rule:
     """The form, look and threshold of best balanced accuracy on these rows; of several, the one that parts reals from
     fakes best (AUC), then the earliest. The threshold lies in the middle of those that are as good; or it is given, and
     form and look are those that suit it best. InputError without both classes."""
     labels = np.array([row["label"] for row in rows])
-    if len(np.unique(labels)) < 2:
-        raise InputError("the rule cannot be calibrated: images of both classes are needed")
+    check_classes(labels)
     thresholds, best = np.linspace(0.01, 0.99, 99) if threshold is None else np.array([threshold]), None
     for form in ("drawn", "average"):
         values = scores(rows, form, window)

@@ -276,3 +276,17 @@ def test_the_driver_ends_and_a_run_whose_ledger_was_cut_ends_alike(ground, tmp_p
 def test_what_cannot_be_used_is_refused_in_one_line(ground, tmp_path, monkeypatch, capsys, more, fault):
     assert fault in refusal(monkeypatch, capsys, driver, words(ground, tmp_path / "no", *more))
     assert not (tmp_path / "no").exists()
+
+
+def test_a_detector_that_calls_no_real_rightly_is_refused_before_anything_is_attacked(
+    ground, tmp_path, monkeypatch, capsys
+):
+    loaded, path = detectors.load(f"resnet18:{ground}/resnet18.safetensors"), tmp_path / "fake.safetensors"
+    params = loaded.variables["params"]
+    dense = params["dense"] | {"bias": np.asarray(params["dense"]["bias"]) + np.array([-99, 99], np.float32)}
+    variables = {**loaded.variables, "params": params | {"dense": dense}}
+    weights.save(path, variables, {"arch": "resnet18", "size": 32, "options": SMALL["resnet18"]})
+    out = tmp_path / "out"
+    said = refusal(monkeypatch, capsys, driver, words(ground, out, "--resnet", str(path)))
+    assert "both classes are needed" in said and "no real is among them" in said
+    assert not (out / "calibration").exists() and not (out / "calibrating").exists()
