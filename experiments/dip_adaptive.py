@@ -4,8 +4,8 @@
 
 The attacker knows detector, purifier, threshold and key (white-box worst case); every image is also judged under a key
 that he does not know. Attacks: unaware PGD; PGD along exact gradients through the whole drawing, through all but its
-beginning, through its end, with the identity in place of the derivative; low frequencies; transfer; Square. The
-strongest of each image counts.
+beginning, through its end, with the identity in place of the derivative; low frequencies, unaware and through DIP's
+end; transfer; Square. The strongest of each image counts.
 Images are the central 64 px of 128 px ones (shrunk to 64 px the faces lose the trace that detectors go by: of fakes,
 14-38 % are then called rightly), so the detector must be one whose weights fit any size; resnet10-a0 calls 70 % of such
 fakes and all reals rightly.
@@ -88,7 +88,7 @@ class Config:
     skip: int = 15
     """Iterations at the beginning that the late attack does not go back through."""
     last: int = 10
-    """Iterations that the truncated attack goes back through, at least 2: the last one alone has no say."""
+    """Iterations that the truncated attacks go back through, at least 2: the last one alone has no say."""
     cells: int = 8
     """Low frequencies: what is linear between cells x cells values."""
     queries: int = 100

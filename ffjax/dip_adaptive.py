@@ -39,6 +39,7 @@ ATTACKS = {
     "truncated": "PGD, gradients through DIP's last iterations",
     "bpda": "PGD, DIP forward, identity backward (BPDA)",
     "low": "PGD on the detector, low frequencies only",
+    "low-truncated": "PGD, low frequencies only, gradients through DIP's last iterations",
     "transfer": "PGD on another detector",
     "square": "Square through DIP, scores alone",
 }
@@ -49,7 +50,7 @@ WORST, CHOSEN = "strongest per image", "strongest by the attacker's key"
 
 class Setting(NamedTuple):
     """prior: the defence. eps: l_inf, in [0, 1] image units. steps: of every PGD. skip: iterations at the beginning,
-    where Adam's first steps make gradients explode, that the late one leaves out. last: that the truncated one goes
+    where Adam's first steps make gradients explode, that the late one leaves out. last: that the truncated ones go
     through. cells: low frequencies are what is linear between cells x cells values. queries: Square's. draws:
     keys over which gradients are averaged, the defender's among them. batch: images at once."""
 
@@ -118,7 +119,7 @@ def runners(
     nothing of DIP are after the bare detector's, the others after the defended one's under the attacker's key.
 
     Whatever the goal, every PGD goes on after it is reached: a verdict that has just turned would turn back under
-    another key, or in 8 bits. Those through DIP start from the clean image.
+    another key, or in 8 bits. Those through DIP, and of low frequencies, start from the clean image.
     """
     bare, behind = (partial(goals.verdict, threshold=thresholds[judge]) for judge in ("undefended", "own"))
     known, _ = secrets(setting.seed, setting.draws)
@@ -126,15 +127,11 @@ def runners(
     pgd = attempts.built("pgd", "linf", bare, {"steps": setting.steps, "stop": False})
     square = attempts.built("square", "linf", behind, {"steps": setting.queries, "stop": False})
 
-    def aware(last: int | None = None, straight: bool = False) -> Runner:
+    def aware(last: int | None = None, straight: bool = False, shape: Callable[..., Process] = climb) -> Runner:
         goal = behind("margin")
         slopes = dip_gradients.through(goal, setting.prior, known, detector, last, straight)
-        return by_hand(climb(setting, goal, slopes), front, watch)
+        return by_hand(shape(setting, goal, slopes), front, watch)
 
-    low = descent(
-        bare("margin"), steps=setting.steps, step=1 / setting.steps, start="zero", stop=False,
-        follow=dip_gradients.coarse(setting.cells),
-    )  # fmt: skip
     return {
         "clean": unchanged,
         # a goal that nothing reaches: else an image that the bare detector calls wrongly would be handed in as it is
@@ -144,7 +141,8 @@ def runners(
         "late": aware(max(LEAST, setting.prior.steps - setting.skip)),
         "truncated": aware(setting.last),
         "bpda": aware(straight=True),
-        "low": attempts.once(low, detector, compute),
+        "low": attempts.once(climb_low(setting, bare("margin")), detector, compute),
+        "low-truncated": aware(setting.last, shape=climb_low),
         "transfer": attempts.once(pgd, other, compute),
         "square": by_hand(square, front, watch),
     }
@@ -153,6 +151,15 @@ def runners(
 def climb(setting: Setting, goal: Goal, slopes: Any) -> Process:
     """PGD from the clean image along an estimator's gradients."""
     return descent(goal, steps=setting.steps, step=0.1, start="zero", estimator=slopes, stop=False)
+
+
+def climb_low(setting: Setting, goal: Goal, slopes: Any = None) -> Process:
+    """The same of low frequencies alone: steps add up to eps, so that the perturbation stays linear between its cells;
+    along the detector's own gradients by default."""
+    follow = dip_gradients.coarse(setting.cells)
+    return descent(
+        goal, steps=setting.steps, step=1 / setting.steps, start="zero", estimator=slopes, follow=follow, stop=False
+    )
 
 
 def judges(setting: Setting, detector: Forward) -> dict[str, Callable[[np.ndarray], np.ndarray]]:

@@ -55,6 +55,7 @@ def bars(found: Mapping[str, Shares]) -> Figure:
     """Accuracy on fakes and on reals: the bare detector, then behind DIP every row; a dot where the key is fresh."""
     shown = [("bare, clean", "clean", "undefended"), ("bare, PGD", "pgd", "undefended")]
     names = {"clean": "DIP, clean", "noise": "DIP, noise", "pgd": "unaware PGD", "low": "low frequencies"}
+    names |= {"low-truncated": "low frequencies,\ntruncated"}
     names |= {"bpda": "BPDA", WORST: "strongest\nper image"}
     shown += [(names.get(name, name), name, "own") for name in found if name != CHOSEN]
     fig = Figure(figsize=(13.4, 4.8), layout="constrained")

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import toys
@@ -13,12 +14,14 @@ from ground import pictures
 
 from experiments import dip_adaptive as driver
 from ffjax import detectors, dip_adaptive, individual
+from ffjax.defences import dip_gradients
 from ffjax.defences.dip import Prior
 from ffjax.defences.skip_network import NETWORKS
 from ffjax.detectors import weights
 from ffjax.dip_adaptive import ATTACKS, CHOSEN, CONTROLS, JUDGES, WORST
 from ffjax.engine import Compute
 from ffjax.errors import InputError
+from ffjax.gradients import Estimator, Slope
 
 ROWS = (*CONTROLS, *ATTACKS)
 
@@ -83,7 +86,7 @@ def test_it_attacks_judges_draws_and_goes_on_where_it_was_cut(ground, tmp_path, 
         assert len(rows[name]) == (2 if name == "square" else 4)
         assert all(row["linf"] <= 16 / 255 + 1e-6 for row in rows[name])
     assert all(row["linf"] > 0.9 * 16 / 255 for row in rows["noise"])
-    for name in ("exact", "late", "truncated", "bpda", "low", "transfer"):
+    for name in ("exact", "late", "truncated", "bpda", "low", "low-truncated", "transfer"):
         assert any(row["linf"] > 0 for row in rows[name])
 
     (out / "results.json").unlink()
@@ -178,6 +181,34 @@ def test_attacks_that_know_nothing_of_dip_are_after_the_bare_detectors_calibrate
     for name in ("pgd", "low", "transfer"):
         result = runners[name](batch, np.full(8, SETTING.eps, np.float32), 0)
         np.testing.assert_array_equal(result.success, data.labels == (threshold > 0), name)
+
+
+def test_low_frequencies_are_climbed_through_dips_last_iterations_too(monkeypatch):
+    """With a gradient that is known: it is asked of the defended goal, and followed among low frequencies alone."""
+    asked, seen, way = [], [], np.random.default_rng(0).normal(size=(8, *toys.SHAPE)).astype(np.float32)
+
+    def through(goal, prior, secrets, forward, last=None, straight=False):
+        def at(keys, images, batch, eps, defended):
+            asked.append(
+                (last, straight, len(secrets), bool(goal.reached(toys.TOY.apply(variables, images), batch)[1]))
+            )
+            seen.append(images)
+            return Slope(jnp.zeros(8), jnp.zeros(8, bool), jnp.asarray(way))
+
+        return Estimator(at, 1, 1)
+
+    variables, bare = toys.TOY.init(jax.random.key(0)), toys.forward(0)
+    monkeypatch.setattr(dip_gradients, "through", through)
+    monkeypatch.setattr(dip_gradients, "defended", lambda prior, secret, forward: forward)
+    thresholds = {"undefended": -100.0, "own": 100.0, "fresh": 100.0}  # behind DIP all is called real
+    runner = dip_adaptive.runners(SETTING, thresholds, bare, bare, Compute(batch=8))["low-truncated"]
+    data = toys.images(8)._replace(images=np.full((8, *toys.SHAPE), 127, np.uint8))
+    batch = individual.batch_of(data, np.arange(8))
+    runner(batch, np.full(8, SETTING.eps, np.float32), 0)
+    assert asked == [(SETTING.last, False, 1, True)] * SETTING.steps  # image 1 is fake
+    low = jax.vmap(dip_gradients.coarse(SETTING.cells))(jnp.asarray(way))
+    for k, images in enumerate(seen):
+        np.testing.assert_allclose(images, batch.images + k / SETTING.steps * SETTING.eps * low, atol=1e-6)
 
 
 def test_the_middle_is_cut_out():
