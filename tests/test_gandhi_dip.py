@@ -170,7 +170,7 @@ def drawn_by(monkeypatch, folder: Path, compute: Compute, cut: bool) -> list[tup
         save(done + 7, state)
         if cut:
             raise KeyboardInterrupt
-        looks = np.zeros((len(batch.labels), 3))
+        looks = jnp.zeros((len(batch.labels), 3))
         return Drawn(batch.images, batch.images, looks, looks, looks, looks[:, 0], looks[:, 0])
 
     monkeypatch.setattr(engine, "run", run)
