@@ -181,7 +181,7 @@ def fit(
             watch(done, infos, None)
         _check_weights(done, state, good)
         score = validate(state.average)
-        if score > float(state.best_score):
+        if np.float32(score) > np.float32(state.best_score):  # which is kept so: of a tie the first
             # a copy: the state is donated to the next step, and no two of its leaves may share a buffer
             best = jax.tree.map(jnp.copy, state.average)
             state = state._replace(

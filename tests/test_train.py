@@ -249,3 +249,18 @@ def test_accumulated_gradients_are_those_of_one_larger_batch():
 def test_it_learns_from_accumulated_gradients(tmp_path):
     _, score = trained(tmp_path, TrainConfig(epochs=20, batch=8, rate=3e-2, augment=PLAIN, accumulate=2))
     assert score > 0.95
+
+
+def test_of_epochs_that_score_alike_the_first_is_kept(tmp_path):
+    """Scores are kept in float32, where 0.7 is less than 0.7."""
+    shots, seen = checkpoint.snapshots(tmp_path), []
+
+    def alike(variables):
+        seen.append(jax.tree.map(np.asarray, variables))
+        return 0.7
+
+    config = TrainConfig(epochs=3, batch=16, augment=PLAIN)
+    best, _ = train.fit(TOY, reddish(), config, COMPUTE, alike, shots, lambda *told: None)
+    shots.close()
+    jax.tree.map(np.testing.assert_array_equal, best, seen[0])
+    assert not np.array_equal(jax.tree.leaves(seen[0])[0], jax.tree.leaves(seen[2])[0])
