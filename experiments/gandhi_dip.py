@@ -19,6 +19,7 @@ from pathlib import Path
 from rich.console import Console
 
 from ffjax import (
+    devices,
     figures,
     gandhi,
     gandhi_dip,
@@ -42,6 +43,8 @@ from ffjax.gandhi_dip import Row, Subject
 from ffjax.progress import stage, step
 from ffjax.types import Forward, ImageSet
 
+LARGEST = 256
+"""Side in pixels that is drawn on a CPU: the paper's 512 px takes hours an image there."""
 DETECTOR, OTHER = "resnet18", "vgg16"
 THRESHOLDS = (0.25, 0.5)
 """The paper's."""
@@ -74,7 +77,7 @@ class Config:
     """What black-box images are made on: a shipped name, or weights of VGG-16."""
     data: str = "a"
     size: int = 128
-    """Image side in pixels."""
+    """Image side in pixels; above 256 on a GPU only."""
     each: int = 10
     """Images a stratum, at most."""
     pool: int = 48
@@ -162,6 +165,8 @@ def _checked(cfg: Config) -> tuple[Prior, Setting]:
         least = 4 if name == "calibrate" else 1
         if value < least:
             raise InputError(f"{name}: must be at least {least}, got {value}")
+    if cfg.size > LARGEST and not devices.accelerated():
+        raise InputError(f"size: above {LARGEST} px a drawing is for a GPU, and here is none; got {cfg.size}")
     if not cfg.prior.rate > 0:
         raise InputError(f"prior.rate: must be above 0, got {cfg.prior.rate:g}")
     if cfg.prior.window * cfg.prior.look > cfg.prior.steps:

@@ -73,6 +73,11 @@ def needs_blocking(on: Mesh) -> bool:
     return jax.default_backend() == "cpu" and on.size > 1
 
 
+def accelerated() -> bool:
+    """Whether programs run on anything but a CPU."""
+    return jax.default_backend() != "cpu"
+
+
 def _leading(shape: tuple[int, ...], on: Mesh) -> NamedSharding:
     divides = len(shape) > 0 and shape[0] > 0 and shape[0] % on.size == 0
     return NamedSharding(on, PartitionSpec(AXIS) if divides else PartitionSpec())

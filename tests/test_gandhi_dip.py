@@ -227,6 +227,13 @@ def words(ground: Path, out: Path, *more: str) -> list[str]:
     return [*given, "--out", str(out), *more]
 
 
+def test_the_papers_size_is_for_a_gpu(ground, tmp_path, monkeypatch, capsys):
+    given = words(ground, tmp_path / "no", "--size", "512", "--prior.rate", "0")
+    for there, told in ((False, "size: above 256 px a drawing is for a GPU"), (True, "prior.rate: must be above 0")):
+        monkeypatch.setattr(driver.devices, "accelerated", lambda there=there: there)
+        assert told in refusal(monkeypatch, capsys, driver, given)
+
+
 @pytest.mark.slow
 def test_the_driver_ends_and_a_run_whose_ledger_was_cut_ends_alike(ground, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "200")
