@@ -5,8 +5,8 @@
 The third paper's second defence ("Security Consideration for Deep Learning-Based Image Forensics", 2018; bound, share
 and attack are not public: FGSM with bounds drawn from 0 to 2/255 and half of the loss are our guesses). All of
 experiments.train_detector's flags hold. The epoch is chosen on validation images, by clean accuracy up to 90 % and
-by PGD-20 too from there, which passes over epochs that a single step has overfitted. Result:
-OUT/weights.safetensors, OUT/results.json, OUT/robust.json
+by PGD-20 too from there, which passes over epochs that a single step has overfitted, unless they gain a fifth of what
+they lose. Result: OUT/weights.safetensors, OUT/results.json, OUT/robust.json
 """
 
 from collections.abc import Callable
