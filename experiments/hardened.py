@@ -34,8 +34,9 @@ def train(cfg: Config, by: str, defend: Defend, prepare: Prepare | None = None) 
     console, eps = Console(), cfg.eps / 255
     forward, tests = train_detector.main(cfg, by, defend, judge(eps, cfg.validation, cfg.compute), prepare)
     with step(console, f"PGD inside {cfg.eps:g}/255 on the test splits"):
-        found = {name: hardness.measured(forward, data, eps, cfg.compute) for name, data in tests.items()}
-        flags = {name: hardness.flags(forward, data, eps, cfg.compute) for name, data in tests.items()}
+        held = {name: hardness.held(forward, data, eps, cfg.compute) for name, data in tests.items()}
+        found = {name: hardness.measured(forward, data, held[name], cfg.compute) for name, data in tests.items()}
+        flags = {name: hardness.flags(forward, data, held[name], eps, cfg.compute) for name, data in tests.items()}
     told = {"eps": cfg.eps, "steps": hardness.STEPS, "test": plain(found), "flags": flags}
     run.write_json(cfg.out / "robust.json", told)
     hardness.show(console, found, flags, eps)

@@ -92,12 +92,7 @@ def main(
         events.check()
     run.check(cfg.out, cfg)
     with step(console, "loading images (the embedded sets are generated at first use)"):
-        images = sets.load(cfg.data, "train", cfg.size, cfg.images)
-        validation = sets.load(cfg.data, "validation", cfg.size)
-        tests = sets.load_all((cfg.data, *cfg.others), "test", cfg.size)
-    for name, data in {"training": images, "validation": validation, **tests}.items():
-        if data.images.shape[1:] != detector.shape:
-            raise InputError(f"{name} images are {data.images.shape[1:]}, and {cfg.arch} takes {detector.shape}")
+        images, validation, tests = _splits(cfg, detector)
     history = _history(cfg, images, tests)
     folder = run.open_run(cfg.out, cfg)
     if prepare is not None:
@@ -143,11 +138,26 @@ def main(
     command = f"python -m {by} " + shlex.join(sys.argv[1:])
     weights.save(folder / "weights.safetensors", best, meta | {"command": command})
     run.write_json(folder / "results.json", meta)
+    _show(console, found, history)
+    return forward(best), tests
+
+
+def _splits(cfg: Config, detector: Detector) -> tuple[ImageSet, ImageSet, dict[str, ImageSet]]:
+    """Training, validation and test images, all of the size that the detector takes."""
+    images = sets.load(cfg.data, "train", cfg.size, cfg.images)
+    validation = sets.load(cfg.data, "validation", cfg.size)
+    tests = sets.load_all((cfg.data, *cfg.others), "test", cfg.size)
+    for name, data in {"training": images, "validation": validation, **tests}.items():
+        if data.images.shape[1:] != detector.shape:
+            raise InputError(f"{name} images are {data.images.shape[1:]}, and {cfg.arch} takes {detector.shape}")
+    return images, validation, tests
+
+
+def _show(console: Console, found: dict[str, dict[str, Estimate]], history: dict[str, dict[str, Estimate]]) -> None:
     for name, by_metric in found.items():
         console.print(_line(f"{name} test", by_metric), highlight=False, soft_wrap=True)
         if name in history:
             console.print(_line(f"{name} test, JPEG history alone", history[name]), highlight=False, soft_wrap=True)
-    return forward(best), tests
 
 
 def _detector(cfg: Config) -> tuple[Detector, dict[str, Any]]:

@@ -151,8 +151,7 @@ def _goal(plan: Plan, loss: str) -> Goal:
 def calibrated(forward: Forward, held: ImageSet, compute: Compute) -> float:
     """The margin threshold of best balanced accuracy on held-out images."""
     said = margins(forward, held.images, compute)
-    curve = metrics.roc(said, held.labels, np.ones((len(said), 1)))
-    best = float(metrics.best_threshold(curve)[0])
+    best = metrics.calibrated(said, held.labels)
     if not np.isfinite(best):
         raise InputError(
             "no threshold can be calibrated: the validation images are of one class, or no threshold parts them better "

@@ -253,7 +253,7 @@ def calibrated(rows: Sequence[Row], judge: str) -> tuple[float, float]:
     InputError where nothing parts the classes better than chance."""
     labels = np.array([row["label"] for row in rows])
     said = np.array([row["margins"][judge] for row in rows])
-    threshold = float(metrics.best_threshold(metrics.roc(said, labels, np.ones((len(said), 1))))[0])
+    threshold = metrics.calibrated(said, labels)
     if not np.isfinite(threshold):
         where = "undefended" if judge == "undefended" else f"behind DIP ({judge} key)"
         raise InputError(f"no threshold can be calibrated: {where} fakes score no higher than reals")

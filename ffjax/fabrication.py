@@ -89,7 +89,7 @@ def victim(loaded: Loaded, held: ImageSet, sure: float, compute: Compute) -> Vic
     if not right.any() or len(np.unique(held.labels)) < 2:
         raise InputError("validation needs images of both classes, and some that are called rightly")
     areas = evaluate.forged(deployed, held.images, compute).mean(axis=(1, 2))
-    least = float(metrics.best_threshold(metrics.roc(areas, held.labels, np.ones((len(said), 1))))[0])
+    least = metrics.calibrated(areas, held.labels)
     if not np.isfinite(least):
         raise InputError(f"{loaded.name}: no area of its mask tells validation's fakes from reals better than chance")
     confidence = sure * float(np.median(np.abs(said[right])))

@@ -93,30 +93,30 @@ def _pieces(data: ImageSet, compute: Compute) -> list[np.ndarray]:
     return [np.arange(start, min(start + compute.batch, count)) for start in range(0, count, compute.batch)]
 
 
-def measured(forward: Forward, data: ImageSet, eps: float, compute: Compute, seed: int = 0) -> dict[str, Estimate]:
-    """{clean, noise, pgd}_{fake, real}: shares called rightly of that class, with intervals over identities; slope: the
-    mean norm of the loss gradient."""
-    found = {}
-    for name, right in held(forward, data, eps, compute, seed)._asdict().items():
+def measured(forward: Forward, data: ImageSet, found: Held, compute: Compute) -> dict[str, Estimate]:
+    """Of what `held` found: {clean, noise, pgd}_{fake, real}, shares called rightly of that class, with intervals over
+    identities; slope: the mean norm of the loss gradient."""
+    shares = {}
+    for name, right in found._asdict().items():
         for kind, label in CLASSES.items():
             rows = data.labels == label
             if rows.any():
-                found[f"{name}_{kind}"] = metrics.share(right[rows].astype(float), data.groups[rows])
-    return found | {"slope": metrics.average(slopes(forward, data, compute), data.groups)}
+                shares[f"{name}_{kind}"] = metrics.share(right[rows].astype(float), data.groups[rows])
+    return shares | {"slope": metrics.average(slopes(forward, data, compute), data.groups)}
 
 
-def flags(forward: Forward, data: ImageSet, eps: float, compute: Compute, seed: int = 0) -> dict[str, str]:
+def flags(forward: Forward, data: ImageSet, found: Held, eps: float, compute: Compute, seed: int = 0) -> dict[str, str]:
     """Signs of robustness that is none (ffjax.sanity): of the detector, and of the first AGAIN images that PGD leaves
-    standing, by more steps, larger bounds and Square."""
-    found = sanity.of_forward(forward, goals.verdict(), batch_of(data, np.arange(len(data.labels))[: compute.batch]))
-    stands = np.flatnonzero(held(forward, data, eps, compute, seed).pgd)[:AGAIN]
+    standing, as `held` found, by more steps, larger bounds and Square."""
+    signs = sanity.of_forward(forward, goals.verdict(), batch_of(data, np.arange(len(data.labels))[: compute.batch]))
+    stands = np.flatnonzero(found.pgd)[:AGAIN]
     if not len(stands):
-        return found
+        return signs
     plan, rows = Plan("pgd", "linf", {"steps": STEPS}), [{"id": int(k), "success": False} for k in stands]
-    found |= campaign.effort(plan, forward, data, rows, compute, eps, seed, AGAIN)
+    signs |= campaign.effort(plan, forward, data, rows, compute, eps, seed, AGAIN)
     square = attempts.named("square", "linf", goals.verdict, forward, compute, {"steps": QUERIES})
     fell = square(batch_of(data, stands), np.full(len(stands), eps, np.float32), seed).success
-    return found | sanity.of_ensemble({"square": int(np.sum(fell))}, ["square"])
+    return signs | sanity.of_ensemble({"square": int(np.sum(fell))}, ["square"])
 
 
 def show(

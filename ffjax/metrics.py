@@ -214,6 +214,11 @@ def best_threshold(curve: Roc) -> np.ndarray:
     return np.where(np.isnan(balanced[-1]), np.nan, found)
 
 
+def calibrated(said: np.ndarray, labels: np.ndarray) -> float:
+    """best_threshold of scores (N,), images counting alike; infinite or NaN where none parts the classes."""
+    return float(best_threshold(roc(said, labels, np.ones((len(said), 1))))[0])
+
+
 def _check(scores: Scores) -> None:
     shapes = [np.shape(field) for field in scores]
     if len(set(shapes)) != 1 or len(shapes[0]) != 1 or shapes[0][0] == 0:

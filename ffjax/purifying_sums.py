@@ -64,7 +64,7 @@ def calibrated(rows: Sequence[Row], who: str) -> float:
     image's median margin, which is above a threshold just where most draws are. InputError, which names `who`, where
     there is none."""
     labels, _, said = _medians(rows)
-    best = float(metrics.best_threshold(metrics.roc(said, labels, np.ones((len(said), 1))))[0])
+    best = metrics.calibrated(said, labels)
     if not np.isfinite(best):
         raise InputError(
             f"{who}: no threshold can be calibrated: the validation images are of one class, or no threshold parts "

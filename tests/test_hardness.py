@@ -74,7 +74,7 @@ def test_slopes_are_each_images_own_whatever_its_batch():
 
 def test_measured_tells_both_classes_apart():
     data, _ = rightly_labelled()
-    found = hardness.measured(LINEAR, data, 0.0, COMPUTE)
+    found = hardness.measured(LINEAR, data, hardness.held(LINEAR, data, 0.0, COMPUTE), COMPUTE)
     for kind, label in hardness.CLASSES.items():
         rows = data.labels == label
         expected = hardness.held(LINEAR, data, 0.0, COMPUTE).clean[rows].mean()
@@ -92,6 +92,10 @@ def test_what_a_gradient_attack_leaves_standing_is_flagged_where_gradients_vanis
         return told._replace(logits=jnp.round(100 * told.logits) / 100)
 
     masked, eps = jax.tree_util.Partial(stepped), float(2 * np.median(np.abs(said)) / np.abs(W).sum())
-    found = hardness.flags(masked, competent, eps, COMPUTE)
+
+    def flags(forward, eps):
+        return hardness.flags(forward, competent, hardness.held(forward, competent, eps, COMPUTE), eps, COMPUTE)
+
+    found = flags(masked, eps)
     assert {"zero_gradient", "black_box_beats_white_box"} <= set(found)
-    assert hardness.flags(LINEAR, competent, eps / 4, COMPUTE) == {}
+    assert flags(LINEAR, eps / 4) == {}
