@@ -98,9 +98,8 @@ def main(
     if prepare is not None:
         with step(console, "preparing training images"):
             images = prepare(images)
-    begun = {} if cfg.start is None else {"weights to start from": study.digest(jax.tree.leaves(detector.init(KEY)))}
     known = {"train": {cfg.data: images}, "validation": {cfg.data: validation}, "test": tests}
-    study.check_inputs(folder, {}, known, begun)
+    study.check_inputs(folder, {}, known, begun(cfg))
 
     def forward(variables: Variables) -> Forward:
         return jax.tree_util.Partial(detector.apply, variables)
@@ -140,6 +139,12 @@ def main(
     run.write_json(folder / "results.json", meta)
     _show(console, found, history)
     return forward(best), tests
+
+
+def begun(cfg: Config) -> dict[str, str]:
+    """A digest of the weights to start from, for study.check_inputs. InputError if the network cannot take them."""
+    detector, _ = _detector(cfg)
+    return {} if cfg.start is None else {"weights to start from": study.digest(jax.tree.leaves(detector.init(KEY)))}
 
 
 def _splits(cfg: Config, detector: Detector) -> tuple[ImageSet, ImageSet, dict[str, ImageSet]]:

@@ -69,6 +69,8 @@ class Config:
     nothing of them); patches are told apart at 64."""
     dropout: float | None = 0.2
     """Share dropped before the dense layers in training; none for the architecture's own."""
+    start: str | None = None
+    """Weights that every training starts from, plain training too; random by default."""
     train: TrainConfig = field(default_factory=lambda: TrainConfig(epochs=10))
     weights: tuple[float, ...] = (0.03, 0.1, 0.3)
     """Of the penalty, of which validation chooses."""
@@ -104,10 +106,11 @@ def main(cfg: Config) -> None:
     console = console if console.is_terminal else Console(width=170)
     console.print(f"ffjax: Zhao et al.'s defences on {', '.join(cfg.data)} -> {cfg.out}", highlight=False)
     _check(cfg)
+    begun = train_detector.begun(_asked(cfg, cfg.data[0], cfg.seeds[0], cfg.out))
     with step(console, "loading images (the embedded sets are generated at first use)"):
         splits = {split: sets.load_all(cfg.data, split, cfg.size) for split in ("train", "validation", "test")}
     folder = run.open_run(cfg.out, cfg)
-    study.check_inputs(folder, {}, splits, zhao.settings(zhao.looks(cfg.bounds, cfg.eps, cfg.full)))
+    study.check_inputs(folder, {}, splits, zhao.settings(zhao.looks(cfg.bounds, cfg.eps, cfg.full)) | begun)
     found = {}
     for spec, name in zip(cfg.data, splits["test"], strict=True):
         one = _examined(cfg, console, folder, spec, {split: given[name] for split, given in splits.items()})
@@ -193,18 +196,21 @@ def _trained(cfg: Config, folder: Run, spec: str, recipe: Recipe, seed: int) -> 
     """The detector of OUT/models/..., trained there as far as it is not yet."""
     out = folder.folder / f"models/{sets.short_name(spec)}/penalty{recipe.weight:g}-share{recipe.share:g}-{seed}"
     if not (out / "weights.safetensors").exists():
-        asked = train_detector.Config(
-            arch=cfg.arch, data=spec, others=(), size=cfg.size, dropout=cfg.dropout, out=out, compute=cfg.compute,
-            train=replace(cfg.train, seed=seed, augment=_augment(cfg, spec)),
-        )  # fmt: skip
         judge = hardened.judge(cfg.eps / 255, cfg.few, cfg.compute)
         try:
-            train_detector.main(asked, BY, partial(_defence, cfg, recipe), judge)
+            train_detector.main(_asked(cfg, spec, seed, out), BY, partial(_defence, cfg, recipe), judge)
         except Diverged as error:
             told = f"penalty {recipe.weight:g}, share {recipe.share:g}, seed {seed}"
             raise Diverged(f"{told}: {error}; go on with other weights or shares, in another --out") from error
     loaded = detectors.load(f"{cfg.arch}:{out / 'weights.safetensors'}")
     return study.networks([loaded], cfg.size)[loaded.name].forward
+
+
+def _asked(cfg: Config, spec: str, seed: int, out: Path) -> train_detector.Config:
+    return train_detector.Config(
+        arch=cfg.arch, data=spec, others=(), size=cfg.size, dropout=cfg.dropout, start=cfg.start, out=out,
+        train=replace(cfg.train, seed=seed, augment=_augment(cfg, spec)), compute=cfg.compute,
+    )  # fmt: skip
 
 
 def _augment(cfg: Config, spec: str) -> Augment:

@@ -4,12 +4,13 @@ import json
 from functools import partial
 
 import ground
+import jax
 import numpy as np
 import pytest
 from driven import drive, refusal
 
 from experiments import zhao_defence
-from ffjax import zhao, zhao_table
+from ffjax import detectors, zhao, zhao_table
 from ffjax.zhao_table import Candidate
 
 
@@ -63,9 +64,27 @@ def test_it_trains_attacks_claims_and_taken_up_again_ends_the_same(pictures, tmp
     )
 
 
+@pytest.mark.slow
+def test_trainings_begin_at_the_weights_given_and_refuse_others_later(pictures, tmp_path, monkeypatch, capsys):
+    folder = ground.lay(tmp_path / "nets", 1, 2)
+    net, spec = folder / "net0.safetensors", f"meso4:{folder}/net0.safetensors"
+    out, rate = tmp_path / "made", ("--train.rate", "1e-9", "--train.epochs", "1")
+    drive(monkeypatch, zhao_defence, words(pictures, out, *rate, "--start", spec))
+    begun = jax.tree.leaves(detectors.load(spec).variables["params"])
+    made = sorted(out.glob("models/*/*/weights.safetensors"))
+    assert len(made) == 5
+    for path in made:
+        for x, y in zip(begun, jax.tree.leaves(detectors.load(f"meso4:{path}").variables["params"]), strict=True):
+            np.testing.assert_allclose(x, y, atol=1e-6)
+    net.write_bytes((folder / "net1.safetensors").read_bytes())
+    told = refusal(monkeypatch, capsys, zhao_defence, words(pictures, out, *rate, "--start", spec))
+    assert "weights to start from have changed" in told
+
+
 @pytest.mark.parametrize(
     ("more", "told"),
     [
+        (["--start", "meso4-a0", "--arch", "resnet18"], "weights of another network"),
         (["--eps", "3"], "eps: must be one of the bounds"),
         (["--weights", "0"], "0 is plain training"),
         (["--shares", "0.5", "1.5"], "at most 1"),
