@@ -52,7 +52,8 @@ class Look(NamedTuple):
 
 class Entry(NamedTuple):
     """What a defence came to under one look, over its training seeds: shares of all images called rightly, each class
-    alone, and the gain over plain training on the same images. form: float, or png as stored. None: not to be had."""
+    alone, and the gain over plain training on the same images. matched: what plain training and the defence keep of the
+    images that every training of both calls rightly clean. form: float, or png as stored. None: not to be had."""
 
     defence: Defence
     look: str
@@ -64,6 +65,7 @@ class Entry(NamedTuple):
     fake: Estimate
     real: Estimate
     lift: Estimate | None
+    matched: tuple[Estimate, Estimate] | None
 
 
 def looks(bounds: Sequence[float], strong: float, full: bool) -> list[Look]:
@@ -192,14 +194,19 @@ def _compared(
     def over_seeds(defence: Defence, kind: str) -> np.ndarray:
         return np.stack([called(defence, seed, kind) for seed in seeds])
 
-    plain, found = over_seeds("plain", "attacked"), []
+    plain_clean, plain = (over_seeds("plain", kind) for kind in ("clean", "attacked"))
+    found = []
     for defence in DEFENCES:
-        attacked = over_seeds(defence, "attacked")
-        clean, noise = (crossed.mean(over_seeds(defence, kind), groups) for kind in ("clean", "noise"))
+        clean, noise, attacked = (over_seeds(defence, kind) for kind in ("clean", "noise", "attacked"))
         fake, real = (crossed.mean(attacked[:, labels == label], groups[labels == label]) for label in (1, 0))
-        lift = None if defence == "plain" else crossed.difference(attacked, plain, groups)
-        accuracy = crossed.mean(attacked, groups)
-        found.append(Entry(defence, name, look.eps, form, clean, noise, accuracy, fake, real, lift))
+        whole, noisy, left = (crossed.mean(values, groups) for values in (clean, noise, attacked))
+        lift, matched = None, None
+        if defence != "plain":
+            lift = crossed.difference(attacked, plain, groups)
+            both = plain_clean.all(axis=0) & clean.all(axis=0)
+            if both.any():
+                matched = (crossed.mean(plain[:, both], groups[both]), crossed.mean(attacked[:, both], groups[both]))
+        found.append(Entry(defence, name, look.eps, form, whole, noisy, left, fake, real, lift, matched))
     return found
 
 

@@ -108,7 +108,7 @@ def _held(study: Study, form: str, seeds: int) -> Table:
     kept = {"float": "in memory", "png": "as 8-bit PNG"}[form]
     title = f"{study.data}: called rightly (%), {kept}; {seeds} trainings, intervals over images' groups and trainings"
     table = Table("attack", "eps x 255", "defence", "clean", "noise", "attacked", "fakes", "reals", title=title)
-    for name in ("over plain", "gradient norm", "flags"):
+    for name in ("over plain", "where both are right clean: plain, it", "gradient norm", "flags"):
         table.add_column(name)
     for k, e in enumerate(study.entries):
         if e.form != form:
@@ -116,11 +116,12 @@ def _held(study: Study, form: str, seeds: int) -> Table:
         first = (e.look, f"{e.eps:g}") if k == 0 or study.entries[k - 1].defence != e.defence else ("", "")
         flags = ", ".join(study.flags[e.defence])
         told = [metrics.percent(x) for x in (e.clean, e.noise, e.accuracy, e.fake, e.real)]
+        told += ["" if e.lift is None else _points(e.lift)]
+        told += ["" if e.matched is None else ", ".join(map(metrics.percent, e.matched))]
         if form == "png" and erased(e.eps):
-            told[2:] = ["erased"] * 3
-        lift = "" if e.lift is None else _points(e.lift)
+            told[2:] = ["erased"] * 5
         slope = f"{np.mean(study.slopes[e.defence]):.3g}"
-        table.add_row(*first, e.defence, *told, lift, slope, f"[red]{flags}[/]" if flags else "none")
+        table.add_row(*first, e.defence, *told, slope, f"[red]{flags}[/]" if flags else "none")
     return table
 
 

@@ -149,6 +149,31 @@ def verdict(defended, few=None, seeds=(0, 1, 2), fooled=0):
     return zhao.verdict(seen, LOOKS, 2.0, "mix", seeds)
 
 
+def test_matched_counts_the_images_that_every_training_of_both_calls_rightly_clean():
+    def ledger(clean, attacked):
+        return [one(k, 1 if k < 4 else -1, *said) for k, said in enumerate(zip(clean, attacked, strict=True))]
+
+    def one(k, side, clean, attacked):
+        found = {"name": str(k), "label": int(side > 0), "group": k}
+        said = {"clean": clean, "noise": clean, "attacked": attacked}
+        margins = {kind: dict.fromkeys(("float", "png"), side * value) for kind, value in said.items()}
+        return found | ({"margins": margins} if clean > 0 else {"margin": side * clean})
+
+    look = zhao.auto(2.0)
+    nothing = {look.cell: ledger([1] * 5, [-1] * 5)}
+    seen = {(d, s): nothing for d in zhao.DEFENCES for s in (0, 1)}
+    seen["plain", 0] = {look.cell: ledger([1, 1, 1, 1, -1], [1, -1, -1, -1, 0])}
+    seen["mix", 0] = {look.cell: ledger([1, 1, 1, -1, 1], [1, 1, -1, 0, 1])}  # images 0 to 2 are left
+    seen["mix", 1] = {look.cell: ledger([1, 1, 1, 1, 1], [1, 1, 1, 1, 1])}
+    found = {e.defence: e.matched for e in zhao.entries(seen, [look], [0, 1]) if e.form == "float"}
+    plain, mix = found["mix"]
+    assert (plain.value, mix.value) == pytest.approx((1 / 6, 5 / 6)) and plain.n == mix.n == 3
+    assert found["plain"] is None
+
+    seen["mix", 1] = {look.cell: ledger([-1] * 5, [0] * 5)}
+    assert {e.defence: e.matched for e in zhao.entries(seen, [look], [0, 1])}["mix"] is None
+
+
 @pytest.mark.parametrize(
     ("fakes", "reals", "held"),
     [(9, 9, True), (10, 4, False), (6, 5, False), (5, 7, True)],  # of 10: all well; a class below half; both; enough
