@@ -50,6 +50,12 @@ def reach(sigma: float, n: int, alpha: float) -> float:
     return max(0.0, float(sigma * stats.norm.ppf(lower(np.array(n), n, alpha))))
 
 
+def fewest(tau: float, alpha: float, tests: int = 1) -> int:
+    """Votes of which all must agree for one of `tests` hypotheses "probability at most tau" to fall at alpha / tests:
+    a verdict's at tau 1/2, a pixel's of an image of so many. With fewer nothing is certified whatever they say."""
+    return int(np.log(alpha / tests) / np.log(tau)) + 1
+
+
 def verdict(first_counts: np.ndarray, n0: int, counts: np.ndarray, n: int, sigma: float, alpha: float) -> Verdicts:
     """Of `first_counts` (B,) of n0 votes for fake, which only choose the class, and `counts` (B,) of n fresh votes,
     which bound its probability: chosen and bounded on the same votes the bound would be biased.

@@ -49,13 +49,16 @@ def check(sigmas: Sequence[float], draws: Draws, radii: Sequence[float]) -> None
     if draws.first < 1:
         raise InputError(f"first: must be at least 1, got {draws.first}")
     certificates.check(draws.alpha, draws.tau)
-    if certificates.reach(1.0, draws.samples, draws.alpha) == 0:
-        needed = int(np.log(draws.alpha) / np.log(0.5)) + 1
-        told = f"all of which agreeing certify nothing at alpha {draws.alpha:g}: at least {needed} are needed"
-        raise InputError(f"samples: {draws.samples} draws, {told}")
+    _enough(draws, "nothing", certificates.fewest(0.5, draws.alpha))
     if list(radii) != sorted(set(radii)) or min(radii, default=0) < 0:
         raise InputError(f"radii: must rise and not be negative, got {radii}")
     individual.check_seed(draws.seed)
+
+
+def _enough(draws: Draws, what: str, needed: int) -> None:
+    if draws.samples < needed:
+        told = f"all of which agreeing certify {what} at alpha {draws.alpha:g}: at least {needed} are needed"
+        raise InputError(f"samples: {draws.samples} draws, {told}")
 
 
 def certify(
@@ -71,12 +74,17 @@ def certify(
 
     A row: id, name, label, group; margin, of the undefended detector; first and fake, the votes for fake; noisy, the
     share of the fresh votes that is right; called (1, 0, -1: abstains), p_lower and radius; pixels, if network and data
-    have masks (`_pixels`). It is a function of image, sigma, draws and network alone. InputError as `_known`.
+    have masks (`_pixels`). It is a function of image, sigma, draws and network alone. InputError as `_known`, and for
+    draws too few to certify a pixel of those masks.
     """
     rows = ledger.read(path)
     known = _known(path, rows, data, sigmas)
     clean = evaluate.margins(forward, data.images, compute)
-    masks = data.masks is not None and evaluate.has_mask(forward, data.images.shape[1])
+    pixels = 0 if data.masks is None else evaluate.mask_pixels(forward, data.images.shape[1])
+    if pixels:
+        _enough(
+            draws, f"no pixel of {pixels} at tau {draws.tau:g}", certificates.fewest(draws.tau, draws.alpha, pixels)
+        )
     for sigma in sigmas:
         left = np.array([i for i in range(len(clean)) if (i, sigma) not in known], int)
         for ids in np.split(left, range(_images(compute), len(left), _images(compute))):
@@ -87,7 +95,7 @@ def certify(
                 tell(done, f"sigma {sigma:g}: {drawn} of {draws.first + draws.samples} copies")
 
             first, fresh = votes(forward, data, ids, sigma, draws, compute, watch)
-            new = _rows(data, ids, sigma, draws, clean[ids], first, fresh, masks)
+            new = _rows(data, ids, sigma, draws, clean[ids], first, fresh, pixels > 0)
             ledger.append(path, new)
             rows += new
     tell(len(rows), "")

@@ -73,7 +73,13 @@ def clean_scores(forward: Forward, data: ImageSet, compute: Compute) -> dict[str
 
 def has_mask(forward: Forward, size: int) -> bool:
     """Whether a network fed size x size images shows a mask."""
-    return jax.eval_shape(forward, jax.ShapeDtypeStruct((1, size, size, 3), np.float32)).mask is not None
+    return mask_pixels(forward, size) > 0
+
+
+def mask_pixels(forward: Forward, size: int) -> int:
+    """Of the mask that a network fed size x size images shows; 0 without one."""
+    mask = jax.eval_shape(forward, jax.ShapeDtypeStruct((1, size, size, 3), np.float32)).mask
+    return 0 if mask is None else mask.size
 
 
 def mask_overlap(forward: Forward, images: np.ndarray, true: np.ndarray, compute: Compute) -> np.ndarray:

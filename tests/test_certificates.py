@@ -210,6 +210,17 @@ def test_each_image_is_corrected_for_its_own_pixels():
     assert label[0][0, 0, 0] == ABSTAIN and (label[1] == 1).all()
 
 
+@pytest.mark.parametrize(("pixels", "alpha", "tau"), [(1, 0.01, 0.75), (100, 0.001, 0.6), (128 * 128, 0.001, 0.75)])
+def test_with_fewer_votes_than_needed_not_even_all_agreeing_label_a_pixel(pixels, alpha, tau):
+    n = certificates.fewest(tau, alpha, pixels)
+    for votes, labelled in ((n, True), (n - 1, False)):
+        agree = np.full((1, pixels, 1), votes)
+        said = certificates.pixels(np.full_like(agree, 9), 9, agree, votes, 0.5, tau, alpha)
+        assert (said.label == (1 if labelled else ABSTAIN)).all()
+    said = [certificates.verdict(np.array([9]), 9, np.array([k]), k, 0.5, alpha) for k in range(1, 20)]
+    assert [one.label[0] for one in said].index(1) + 1 == certificates.fewest(0.5, alpha)
+
+
 @pytest.mark.parametrize(
     ("given", "told"),
     [

@@ -97,6 +97,19 @@ def test_a_network_or_a_set_without_masks_has_no_pixels(tmp_path):
     assert [row["fake"] for row in bare] == [row["fake"] for row in single]
 
 
+def test_draws_too_few_to_certify_a_pixel_are_refused_and_not_where_there_is_no_mask(tmp_path):
+    few = taken(toys.masked(20), np.arange(2))
+    assert few.masks is not None
+    pixels = few.masks[0].size
+    needed = certificates.fewest(DRAWS.tau, DRAWS.alpha, pixels)
+    short = DRAWS._replace(samples=needed - 1)
+    with pytest.raises(InputError, match=f"no pixel of {pixels} at tau 0.7 at alpha 0.01: at least {needed} are"):
+        certified.certify(tmp_path / "ledger.jsonl", few, TWO, (0.2,), short, COMPUTE)
+    assert not (tmp_path / "ledger.jsonl").exists()
+    bare = few._replace(masks=None)
+    assert len(certified.certify(tmp_path / "ledger.jsonl", bare, TWO, (0.2,), short, COMPUTE)) == 2
+
+
 def row(i, label, called, radius, sigma=0.1, margin=1.0, noisy=0.5, **more):
     return {
         "id": i, "name": f"{i}", "label": label, "group": i, "sigma": sigma, "margin": margin, "first": 1, "fake": 1,
