@@ -62,6 +62,8 @@ class Config:
     """Which detectors, defended how, tested how."""
 
     arch: str = "meso4"
+    options: tuple[str, ...] = ()
+    """The architecture's own: key=value, such as width=16."""
     data: tuple[str, ...] = ("a",)
     """Sets with train, validation and test splits: a, b, patches of photographs, or a CSV or folder."""
     size: int = 128
@@ -208,8 +210,8 @@ def _trained(cfg: Config, folder: Run, spec: str, recipe: Recipe, seed: int) -> 
 
 def _asked(cfg: Config, spec: str, seed: int, out: Path) -> train_detector.Config:
     return train_detector.Config(
-        arch=cfg.arch, data=spec, others=(), size=cfg.size, dropout=cfg.dropout, start=cfg.start, out=out,
-        train=replace(cfg.train, seed=seed, augment=_augment(cfg, spec)), compute=cfg.compute,
+        arch=cfg.arch, options=cfg.options, data=spec, others=(), size=cfg.size, dropout=cfg.dropout, start=cfg.start,
+        train=replace(cfg.train, seed=seed, augment=_augment(cfg, spec)), out=out, compute=cfg.compute,
     )  # fmt: skip
 
 

@@ -85,6 +85,8 @@ def test_trainings_begin_at_the_weights_given_and_refuse_others_later(pictures, 
     ("more", "told"),
     [
         (["--start", "meso4-a0", "--arch", "resnet18"], "weights of another network"),
+        (["--start", "resnet18-a0", "--arch", "resnet18", "--options", "width=8"], "weights of another network"),
+        (["--arch", "resnet18", "--options", "depth=8"], "depth"),
         (["--eps", "3"], "eps: must be one of the bounds"),
         (["--weights", "0"], "0 is plain training"),
         (["--shares", "0.5", "1.5"], "at most 1"),

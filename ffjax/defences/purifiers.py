@@ -119,6 +119,8 @@ PURIFIERS: dict[str, Purifier] = {
     "tv": Purifier(total_variation(0.03, 10), False, True, "Guo et al., ICLR 2018; Chambolle 2004"),
     "resize": Purifier(transforms.resize((0.5, 0.5)), False, True, "Guo et al., ICLR 2018 (rescaling)"),
     "crop": Purifier(centre_crop(0.9), False, True, "Guo et al., ICLR 2018 (cropping)"),
+    "noise1": Purifier(transforms.noise(0.01), True, True, "Cohen et al., ICML 2019 (theirs is not cut to [0, 1])"),
+    "noise3": Purifier(transforms.noise(0.03), True, True, "Cohen et al., ICML 2019 (theirs is not cut to [0, 1])"),
     "random_pad": Purifier(resize_pad(0.9), True, True, "Xie et al., ICLR 2018"),
     "random_jpeg": Purifier(transforms.jpeg((50, 90)), True, False, "Das et al., KDD 2018 (theirs draws per block)"),
 }
