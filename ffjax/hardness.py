@@ -1,6 +1,7 @@
 """Whether a detector holds: what still is called rightly under PGD, class by class, beside clean images and noise of
 the same bound. What training selects by, and what its drivers report; attack_eval says more."""
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -105,6 +106,29 @@ def measured(forward: Forward, data: ImageSet, found: Held, compute: Compute) ->
     return shares | {"slope": metrics.average(slopes(forward, data, compute), data.groups)}
 
 
+class Report(NamedTuple):
+    """held: image by image. shares: as `measured`."""
+
+    held: Held
+    shares: dict[str, Estimate]
+
+
+def report(forward: Forward, tests: Mapping[str, ImageSet], eps: float, compute: Compute) -> dict[str, Report]:
+    """Set -> what holds of it."""
+    found = {name: held(forward, data, eps, compute) for name, data in tests.items()}
+    return {name: Report(one, measured(forward, tests[name], one, compute)) for name, one in found.items()}
+
+
+def matched(own: Held, other: Held, groups: np.ndarray) -> tuple[Estimate, Estimate] | None:
+    """What PGD leaves of each detector, of the images that both call rightly clean, where their clean accuracy is the
+    same; None if there are none."""
+    both = own.clean & other.clean
+    if not both.any():
+        return None
+    mine, theirs = (metrics.share(one.pgd[both].astype(float), groups[both]) for one in (own, other))
+    return mine, theirs
+
+
 def flags(forward: Forward, data: ImageSet, found: Held, eps: float, compute: Compute, seed: int = 0) -> dict[str, str]:
     """Signs of robustness that is none (ffjax.sanity): of the detector, and of the first AGAIN images that PGD leaves
     standing, as `held` found, by more steps, larger bounds and Square."""
@@ -120,9 +144,13 @@ def flags(forward: Forward, data: ImageSet, found: Held, eps: float, compute: Co
 
 
 def show(
-    console: Console, found: dict[str, dict[str, Estimate]], raised: dict[str, dict[str, str]], eps: float
+    console: Console,
+    found: Mapping[str, dict[str, Estimate]],
+    raised: Mapping[str, dict[str, str]],
+    beside: Mapping[str, tuple[Estimate, Estimate] | None],
+    eps: float,
 ) -> None:
-    """A row a set and class. raised: set -> flags. eps: in [0,1] units."""
+    """A row a set and class. raised: set -> flags. beside: set -> `matched`. eps: in [0,1] units."""
     told = f"called rightly (%), noise and PGD-{STEPS} inside {255 * eps:.3g}/255"
     table = Table("", "class", "clean", "noise", f"PGD-{STEPS}", "mean loss gradient", title=told)
     for name, one in found.items():
@@ -133,6 +161,11 @@ def show(
             if cells:
                 table.add_row(name, kind, *cells, f"{one['slope'].value:.3g}")
     console.print(table)
+    for name, shares in beside.items():
+        if shares is not None:
+            mine, theirs = map(metrics.percent, shares)
+            told = f"{mine} % here and {theirs} % beside, of {shares[0].n} images that both call rightly clean"
+            console.print(f"{name}: PGD-{STEPS} leaves {told}", highlight=False)
     for name, flagged in raised.items():
         for flag, told in flagged.items() or [("none", f"of those tried on {AGAIN} images that stand, at most")]:
             console.print(f"flag {flag} ({name}): {told}", highlight=False)

@@ -30,7 +30,7 @@ def words(pictures, out, *more):
 @pytest.mark.parametrize(
     ("driver", "more"),
     [
-        (gradnorm_train, ["--weight", "0.05"]),
+        (gradnorm_train, ["--weight", "0.05", "--beside", "resnet10-a0"]),
         (adversarial_train, ["--attack.eps", "4", "--penalty", "0.05"]),
         (adversarial_train, ["--method", "trades", "--attack.steps", "2", "--attack.start", "near"]),
         (adversarial_train, ["--attack.heap", "4", "--attack.no-ranged"]),
@@ -51,6 +51,12 @@ def test_it_trains_chooses_under_attack_and_says_what_holds(driver, more, pictur
         *(f"{how}_{kind}" for how in ("clean", "noise", "pgd") for kind in ("fake", "real")), "slope"
     }  # fmt: skip
     assert all(found[f"pgd_{kind}"]["value"] <= found[f"clean_{kind}"]["value"] for kind in ("fake", "real"))
+    beside = robust["beside"]
+    assert (beside is None) == ("--beside" not in more) == (not robust["matched"])
+    if beside is not None:
+        (shares,) = (shares for name, shares in beside.items() if name != "detector")
+        assert beside["detector"] == "resnet10-a0" and set(shares) == set(found) and shares != found
+        assert "resnet10-a0" in told and "that both call rightly" in " ".join(told.split())
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     by = "validation_clean_then_pgd"
     chosen = [row[by] for row in rows if by in row]
@@ -90,6 +96,7 @@ def test_trades_does_not_start_where_its_divergence_has_no_gradient():
         (adversarial_train, ["--share", "2"], "share"),
         (adversarial_train, ["--attack.steps", "0"], "steps"),
         (adversarial_train, ["--eps", "300"], "eps"),
+        (adversarial_train, ["--beside", "meso5"], "unknown weights 'meso5'"),
         (adversarial_train, ["--attack.heap", "3", "--attack.no-ranged"], "heap: 16 images"),
         (adversarial_train, ["--attack.heap", "4"], "no-ranged"),
         (adversarial_train, ["--method", "offline"], "copies"),

@@ -82,6 +82,17 @@ def test_measured_tells_both_classes_apart():
     assert found["slope"].value > 0
 
 
+def test_matched_asks_of_the_images_that_both_call_rightly_clean():
+    def holding(clean, pgd):
+        return hardness.Held(*(np.array(x, bool) for x in (clean, clean, pgd)))
+
+    own, other = holding([1, 1, 1, 0, 1], [1, 1, 0, 0, 1]), holding([1, 1, 1, 1, 0], [0, 1, 0, 1, 0])
+    found = hardness.matched(own, other, np.arange(5))
+    assert found is not None and [one.n for one in found] == [3, 3]
+    assert [one.value for one in found] == pytest.approx([2 / 3, 1 / 3])
+    assert hardness.matched(own, holding([0, 0, 0, 1, 0], [0] * 5), np.arange(5)) is None
+
+
 def test_what_a_gradient_attack_leaves_standing_is_flagged_where_gradients_vanish():
     """Scores of the linear detector, rounded to multiples of a hundredth: no gradient, and Square needs none."""
     data, said = rightly_labelled()
