@@ -57,7 +57,8 @@ def main(cfg: Config) -> None:
     if cfg.network not in NETWORKS:
         raise InputError(f"network: unknown {cfg.network!r}; known: {', '.join(NETWORKS)}")
     skip = NETWORKS[cfg.network]
-    skip_network.check(skip, cfg.size, cfg.size)
+    if skip_network.canvas(skip, cfg.size, cfg.size) != (cfg.size, cfg.size):
+        raise InputError(f"size: the twin in PyTorch draws no image of {cfg.size} pixels a side")
     images = codecs.to_float(sets.load("a", "test", cfg.size).images[: cfg.images])
     prior, backend = Prior(skip), jax.default_backend()
     contenders = {name: (made(images[:1] if alone else images), 1 if alone else cfg.images)

@@ -34,7 +34,6 @@ from rich.console import Console
 
 from ffjax import detectors, dip_adaptive, dip_adaptive_table, figures, individual, metrics, run, study
 from ffjax.data import sets
-from ffjax.defences import skip_network
 from ffjax.defences.dip import Prior
 from ffjax.defences.skip_network import NETWORKS
 from ffjax.dip_adaptive import JUDGES, Row, Setting
@@ -202,7 +201,6 @@ def _checked(cfg: Config) -> Setting:
     if not 0 < cfg.eps <= 255 or not cfg.size <= cfg.whole or not cfg.cells <= cfg.size:
         raise InputError("eps: above 0, to 255; size: at most whole; cells: at most size")
     network = NETWORKS[cfg.prior.network]
-    skip_network.check(network, cfg.size, cfg.size)
     prior = Prior(network, cfg.prior.steps, cfg.prior.rate, average=cfg.prior.average)
     return Setting(
         prior, cfg.eps / 255, cfg.steps, cfg.skip, cfg.last, cfg.cells, cfg.queries, cfg.draws, cfg.batch, cfg.seed

@@ -32,7 +32,6 @@ from ffjax import (
     study,
 )
 from ffjax.data import sets
-from ffjax.defences import skip_network
 from ffjax.defences.dip import Prior
 from ffjax.defences.skip_network import NETWORKS
 from ffjax.engine import Compute
@@ -172,7 +171,6 @@ def _checked(cfg: Config) -> tuple[Prior, Setting]:
     if cfg.prior.window * cfg.prior.look > cfg.prior.steps:
         raise InputError("prior.window: that many looks do not fit into prior.steps")
     network = NETWORKS[cfg.prior.network]
-    skip_network.check(network, cfg.size, cfg.size)
     setting = Setting(cfg.eps, multiples=(cfg.multiple,), inner=cfg.inner)
     gandhi.check(setting)
     return Prior(network, cfg.prior.steps, cfg.prior.rate, look=cfg.prior.look), setting

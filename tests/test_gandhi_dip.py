@@ -273,7 +273,6 @@ def test_the_driver_ends_and_a_run_whose_ledger_was_cut_ends_alike(ground, tmp_p
     ("more", "fault"),
     [
         (["--prior.network", "deeper"], "prior.network: unknown 'deeper'"),
-        (["--prior.network", "paper"], "multiples of 32 and at least 64"),
         (["--each", "0"], "each: must be at least 1"),
         (["--calibrate", "3"], "calibrate: must be at least 4"),
         (["--prior.rate", "0"], "prior.rate: must be above 0"),

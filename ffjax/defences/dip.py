@@ -97,8 +97,7 @@ class Drawn(NamedTuple):
 
 def begin(prior: Prior, images: Array, keys: Array, start: Params | None = None) -> Drawing:
     """A network for each of the images (B, H, W, 3) in [0, 1], its parameters drawn from that row of keys (B,), or all
-    begun at `start`, one image's. InputError for a size that the network cannot draw."""
-    skip_network.check(prior.network, *images.shape[1:3])
+    begun at `start`, one image's. An image of any size is the first rows and columns of what its network draws."""
     rows = len(images)
     if start is None:
         params = jax.vmap(lambda key: skip_network.init(prior.network, key))(keys)
@@ -122,7 +121,7 @@ def advance(prior: Prior, i: Array, at: Drawing, conv: Callable[..., Array] | No
     z += prior.noise * jax.random.normal(jax.random.fold_in(key, 1 + i), z.shape, z.dtype)
 
     def errors(params: Params) -> tuple[Array, tuple[Array, Array]]:
-        drawn = skip_network.apply(prior.network, params, z, conv)
+        drawn = skip_network.apply(prior.network, params, z, conv)[:, :height, :width]
         each = jnp.mean(jnp.square(drawn - at.images), axis=(1, 2, 3))
         return jnp.sum(each), (each, drawn)
 

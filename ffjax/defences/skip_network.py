@@ -12,7 +12,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ffjax.errors import InputError
 from ffjax.types import Array
 
 SLOPE = 0.2
@@ -42,20 +41,12 @@ NETWORKS: dict[str, Skip] = {
 it; small: 37,423, ours, three scales."""
 
 
-def least(network: Skip) -> int:
-    """The sides of an image are multiples of this, and at least twice as long: the coarsest scale is mirrored about its
-    border, for which it needs two pixels."""
-    return 2 ** len(network.channels)
-
-
-def check(network: Skip, height: int, width: int) -> None:
-    """InputError for a size that the network cannot draw."""
-    unit = least(network)
-    if height % unit or width % unit or min(height, width) < 2 * unit:
-        raise InputError(
-            f"a prior of {len(network.channels)} scales draws images whose sides are multiples of {unit} and at least "
-            f"{2 * unit}, not {height} x {width}"
-        )
+def canvas(network: Skip, height: int, width: int) -> tuple[int, int]:
+    """What the network draws an image of that size on, whose first rows and columns are the image's: the next multiples
+    of 2^scales, and twice that at least (the coarsest scale is mirrored about its border, for which it needs two
+    pixels)."""
+    unit = 2 ** len(network.channels)
+    return max(2 * unit, -(-height // unit) * unit), max(2 * unit, -(-width // unit) * unit)
 
 
 def init(network: Skip, key: Array) -> Params:
@@ -73,12 +64,12 @@ def init(network: Skip, key: Array) -> Params:
 
 
 def code(key: Array, network: Skip, height: int, width: int) -> Array:
-    """z (height, width, code), uniform in [0, 0.1)."""
-    return 0.1 * jax.random.uniform(key, (height, width, network.code))
+    """z (*canvas, code) for images of that size, uniform in [0, 0.1)."""
+    return 0.1 * jax.random.uniform(key, (*canvas(network, height, width), network.code))
 
 
 def apply(network: Skip, params: Params, z: Array, conv: Callable[..., Array] | None = None) -> Array:
-    """The images (B, H, W, 3) in (0, 1) that B networks draw of one code z (H, W, code).
+    """The images (B, H, W, 3) in (0, 1) that B networks draw of one code z (H, W, code), as large as a canvas.
 
     A bias before a normalisation is one of the parameters and has no effect, since the mean is taken off: it is not
     read. conv: how a kernel of its own is applied to each image (`one_by_one`, `grouped`, `columns`); by default what

@@ -63,6 +63,23 @@ def test_the_looks_are_what_the_detector_says_at_those_steps():
     assert np.ptp(whole.said, axis=1).max() > 0.1  # or the looks could all be one
 
 
+def test_an_image_of_any_size_is_a_corner_of_what_is_drawn_and_nothing_else_is_asked_for():
+    """9 x 7 pixels, on a canvas of 10 x 8: what lies beside them has no slope."""
+    prior, images = PRIOR._replace(noise=0.0), jnp.asarray(batch().images)[:, :9, :7]
+    keys = jax.random.split(jax.random.key(0), len(images))
+    at = advance(prior, jnp.int32(0), dip.begin(prior, images, keys))
+    z = skip_network.code(jax.random.key(prior.code), TINY, 9, 7)
+    begun = dip.begin(prior, images, keys).params
+    whole = skip_network.apply(TINY, begun, z)
+    assert at.drawn.shape == images.shape and whole.shape == (4, 10, 8, 3)
+    np.testing.assert_allclose(at.drawn, whole[:, :9, :7], atol=1e-6)
+    error = np.mean(np.square(whole[:, :9, :7] - images), axis=(1, 2, 3))
+    np.testing.assert_allclose(at.psnr, -10 * np.log10(error), atol=1e-3)
+    for i in range(1, 12):
+        at = advance(prior, jnp.int32(i), at)
+    assert np.all(at.psnr > -10 * np.log10(error))
+
+
 def test_steps_that_are_no_multiple_of_looks_end_with_a_look():
     found = drawn(PRIOR._replace(steps=10), batch())
     assert found.said.shape == (4, 3) and not np.any(np.isnan(found.said))

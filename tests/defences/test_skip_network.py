@@ -7,7 +7,6 @@ import pytest
 
 from ffjax.defences import skip_network
 from ffjax.defences.skip_network import NETWORKS, Skip
-from ffjax.errors import InputError
 
 SMALL = Skip((4, 6), (0, 3), 5)
 SIZE = 16
@@ -85,8 +84,9 @@ def test_doubling_keeps_pixel_centres():
     np.testing.assert_allclose(line, [0, 0.25, 0.75, 1.25, 1.75, 2.25, 2.75, 3])
 
 
-@pytest.mark.parametrize(("height", "width"), [(48, 64), (32, 32), (64, 100)])
-def test_a_size_that_it_cannot_draw_is_refused(height, width):
-    with pytest.raises(InputError, match="multiples of 32 and at least 64"):
-        skip_network.check(NETWORKS["paper"], height, width)
-    skip_network.check(NETWORKS["paper"], 64, 96)
+@pytest.mark.parametrize(
+    ("size", "canvas"), [((64, 96), (64, 96)), ((48, 64), (64, 64)), ((1, 32), (64, 64)), ((299, 300), (320, 320))]
+)
+def test_an_image_is_drawn_on_the_next_canvas_that_the_scales_fit(size, canvas):
+    assert skip_network.canvas(NETWORKS["paper"], *size) == canvas
+    assert skip_network.code(jax.random.key(0), NETWORKS["paper"], *size).shape == (*canvas, 32)
