@@ -1,10 +1,11 @@
 """The third paper's two defences, a penalty on the gradient of the loss and training on normal and adversarial images
 together, and both at once, beside plain training: what still is called rightly under each attack.
 
-    python -m experiments.zhao_defence
+    python -m experiments.zhao_defence --start meso4-a0
     python -m experiments.zhao_defence --size 64 --data 'patches:FOLDER/bsds500-subset?operation=median3'
 
-The second asks it of image forensics instead of faces (median filter; jpeg80 and recapture are other operations), on
+Faces are learned under attack only from weights that know them already: the mix alone stays at chance from random ones.
+The second asks it of image forensics instead (median filter; jpeg80 and recapture are other operations), on
 patches of photographs that are neither recompressed nor shifted in training, as faces are. The paper ("Security
 Consideration for Deep Learning-Based Image Forensics", 2018) has no public figures: its claim, that good performance is
 kept on adversarial images, is examined. Weight and share are chosen on validation images by PGD-20; all else is three
