@@ -144,7 +144,7 @@ def plain(study: Study) -> dict[str, Any]:
 
 def curves(study: Study, looks: Sequence[str] = ("fgsm", CLAIM)) -> Figure:
     """Accuracy over the bound, a panel an attack, a line a defence, with noise of the same bound dashed."""
-    fig = Figure(figsize=(4.6 * len(looks), 3.6), layout="constrained")
+    fig = Figure(figsize=(4.6 * len(looks), 4.2), layout="constrained")
     for ax, look in zip(fig.subplots(1, len(looks), squeeze=False, sharey=True)[0], looks, strict=True):
         for defence in DEFENCES:
             mine = [e for e in study.entries if (e.defence, e.look, e.form) == (defence, look, "float")]
@@ -158,7 +158,9 @@ def curves(study: Study, looks: Sequence[str] = ("fgsm", CLAIM)) -> Figure:
         ax.set_xticks(eps, [f"{x:g}" for x in eps])
         ax.set(title=f"{study.data}: {look}", xlabel="bound (1/255)", ylim=(-2, 102))
     fig.axes[0].set_ylabel("called rightly (%)")
-    fig.axes[0].legend(title="dotted: noise\ngrey line: a constant", fontsize=9, title_fontsize=9)
+    names = fig.axes[0].get_legend_handles_labels()
+    fig.legend(*names, loc="outside lower left", ncols=len(DEFENCES), fontsize=9, title_fontsize=9, alignment="left",
+               title="solid: attacked; dotted: noise of the bound; grey line: a constant")  # fmt: skip
     return fig
 
 
