@@ -49,13 +49,14 @@ def check(sigmas: Sequence[float], draws: Draws, radii: Sequence[float]) -> None
     if draws.first < 1:
         raise InputError(f"first: must be at least 1, got {draws.first}")
     certificates.check(draws.alpha, draws.tau)
-    _enough(draws, "nothing", certificates.fewest(0.5, draws.alpha))
+    _enough(draws, "nothing", 0.5)
     if list(radii) != sorted(set(radii)) or min(radii, default=0) < 0:
         raise InputError(f"radii: must rise and not be negative, got {radii}")
     individual.check_seed(draws.seed)
 
 
-def _enough(draws: Draws, what: str, needed: int) -> None:
+def _enough(draws: Draws, what: str, tau: float, tests: int = 1) -> None:
+    needed = certificates.fewest(tau, draws.alpha, tests)
     if draws.samples < needed:
         told = f"all of which agreeing certify {what} at alpha {draws.alpha:g}: at least {needed} are needed"
         raise InputError(f"samples: {draws.samples} draws, {told}")
@@ -82,9 +83,7 @@ def certify(
     clean = evaluate.margins(forward, data.images, compute)
     pixels = 0 if data.masks is None else evaluate.mask_pixels(forward, data.images.shape[1])
     if pixels:
-        _enough(
-            draws, f"no pixel of {pixels} at tau {draws.tau:g}", certificates.fewest(draws.tau, draws.alpha, pixels)
-        )
+        _enough(draws, f"no pixel of {pixels} at tau {draws.tau:g}", draws.tau, pixels)
     for sigma in sigmas:
         left = np.array([i for i in range(len(clean)) if (i, sigma) not in known], int)
         for ids in np.split(left, range(_images(compute), len(left), _images(compute))):

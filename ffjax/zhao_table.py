@@ -143,7 +143,7 @@ def plain(study: Study) -> dict[str, Any]:
 
 
 def curves(study: Study, looks: Sequence[str] = ("fgsm", CLAIM)) -> Figure:
-    """Accuracy over the bound, a panel an attack, a line a defence, with noise of the same bound dashed."""
+    """Accuracy over the bound, a panel an attack, a line a defence, with noise of the same bound dotted."""
     fig = Figure(figsize=(4.6 * len(looks), 4.2), layout="constrained")
     for ax, look in zip(fig.subplots(1, len(looks), squeeze=False, sharey=True)[0], looks, strict=True):
         for defence in DEFENCES:
