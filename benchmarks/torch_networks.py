@@ -51,6 +51,18 @@ def _torchvision() -> Any:
         return importlib.import_module("torchvision")
 
 
+def vgg(width: int, hidden: int) -> nn.Module:
+    """VGG-16's layers, narrower, on [0, 1]."""
+    layers, given = [], 3
+    for stage, depth in enumerate((2, 2, 3, 3, 3)):
+        for _ in range(depth):
+            layers += conv(given, width * min(2**stage, 8), 3, padding=1)
+            given = width * min(2**stage, 8)
+        layers.append(nn.MaxPool2d(2))
+    dense = [nn.Linear(given, hidden), nn.ReLU(), nn.Dropout(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Dropout()]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), *dense, nn.Linear(hidden, 2))
+
+
 def xception(_: int) -> nn.Module:
     """timm's, which imports torchvision."""
     _torchvision()
@@ -295,6 +307,7 @@ NETWORKS: dict[str, Callable[[int], nn.Module]] = {
     "minifasnet_v1se": _minifasnet("V1"),
     "minifasnet_v2": _minifasnet("V2"),
     "vgg16": lambda _: vision("vgg16"),
+    "vgg16_narrow": lambda _: vgg(16, 256),
     "resnet18": lambda _: vision("resnet18"),
     "resnet50": lambda _: vision("resnet50"),
     "laplacian": laplacian,

@@ -87,7 +87,7 @@ def main(cfg: Config) -> None:
 def _defence(cfg: Config, detector: Detector) -> Callable[[LossFn], LossFn]:
     def defend(loss: LossFn) -> LossFn:
         if cfg.method == "trades":
-            defended = defences.trades(loss, detector, _attacker(cfg), cfg.beta)
+            defended = defences.trades(loss, detector, _attacker(cfg), cfg.beta, cfg.train.mask)
         elif cfg.method == "mixed":
             defended = defences.mixed(loss, detector, _attacker(cfg), cfg.share)
         elif cfg.method == "attacked":
@@ -101,12 +101,12 @@ def _defence(cfg: Config, detector: Detector) -> Callable[[LossFn], LossFn]:
 
 
 def _attacker(cfg: Config) -> Attacker:
-    one, up = cfg.attack, partial(mixing.labels, mask=cfg.train.mask)
+    one, trades = cfg.attack, cfg.method == "trades"
+    up = partial(defences.kl if trades else mixing.labels, mask=cfg.train.mask)
     if one.heap > 1:
         return defences.shared(one.eps / 255, one.steps, one.stride, one.heap, up)
-    if cfg.method == "trades":
-        return defences.climb(one.eps / 255, one.steps, one.stride, one.start or "near", one.ranged, defences.kl)
-    return defences.climb(one.eps / 255, one.steps, one.stride, one.start or "clean", one.ranged, up)
+    start = one.start or ("near" if trades else "clean")
+    return defences.climb(one.eps / 255, one.steps, one.stride, start, one.ranged, up)
 
 
 def _copied(cfg: Config, loaded: Loaded, images: ImageSet) -> ImageSet:

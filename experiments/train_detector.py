@@ -86,7 +86,7 @@ def main(
     say. defend: detector -> what is done to its loss. prepare: what is done to the training images, once."""
     console = Console()
     console.print(f"ffjax: training {cfg.arch} on {cfg.data} -> {cfg.out}", highlight=False)
-    detector, options = _detector(cfg)
+    detector, options = built(cfg)
     train.check(cfg.train)
     if cfg.tensorboard:
         events.check()
@@ -143,7 +143,7 @@ def main(
 
 def begun(cfg: Config) -> dict[str, str]:
     """A digest of the weights to start from, for study.check_inputs. InputError if the network cannot take them."""
-    detector, _ = _detector(cfg)
+    detector, _ = built(cfg)
     return {} if cfg.start is None else {"weights to start from": study.digest(jax.tree.leaves(detector.init(KEY)))}
 
 
@@ -165,7 +165,7 @@ def _show(console: Console, found: dict[str, dict[str, Estimate]], history: dict
             console.print(_line(f"{name} test, JPEG history alone", history[name]), highlight=False, soft_wrap=True)
 
 
-def _detector(cfg: Config) -> tuple[Detector, dict[str, Any]]:
+def built(cfg: Config) -> tuple[Detector, dict[str, Any]]:
     """The network, its init giving the weights to start from, and its options."""
     options = detectors.all_options(cfg.arch, parse_options(cfg.options))
     detector = detectors.build(cfg.arch, cfg.size, cfg.dropout, **options)

@@ -98,9 +98,9 @@ def _cast(tree: Any, precision: str) -> Any:
 def cross_entropy(detector: Detector, mask: float = 1.0) -> LossFn:
     """objectives.cross_entropy of the training forward (dropout and batch statistics on)."""
 
-    def loss(variables: Variables, batch: Batch, key: Array) -> tuple[Array, tuple[Array, Variables]]:
+    def loss(variables: Variables, batch: Batch, key: Array) -> tuple[Array, tuple[Outputs, Variables]]:
         outputs, variables = detector.train(variables, batch.images, key)
-        return objectives.cross_entropy(outputs, batch, mask), (outputs.logits, variables)
+        return objectives.cross_entropy(outputs, batch, mask), (outputs, variables)
 
     return loss
 
@@ -121,10 +121,10 @@ def make_step(
             return jnp.mean(losses), aux
 
         params = state.variables["params"]
-        (value, (logits, variables)), grads = jax.value_and_grad(mean_loss, has_aux=True)(params)
+        (value, (outputs, variables)), grads = jax.value_and_grad(mean_loss, has_aux=True)(params)
         updates, new = optimiser.update(grads, state.optimiser, params)
         variables = {**variables, "params": optax.apply_updates(params, updates)}
-        accuracy = jnp.mean((logits[:, 1] > logits[:, 0]) == (batch.labels == 1))
+        accuracy = jnp.mean((objectives.margin(outputs) > 0) == (batch.labels == 1))
         moves = (i + 1) // every - 1
         decay = jnp.where((i + 1) % every == 0, jnp.minimum(average, moves / (moves + 9.0)), 1.0)
         kept = optax.incremental_update(variables, state.average, 1 - decay)

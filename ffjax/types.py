@@ -86,9 +86,9 @@ class AttackResult(NamedTuple):
     queries: Anywhere
 
 
-LossFn = Callable[[Variables, Batch, Array], tuple[Array, tuple[Array, Variables]]]
-"""What a detector is trained on: (variables, batch, key) -> (losses (B,), (logits (B, 2), variables with new running
-statistics)). Defences are functions of one to another."""
+LossFn = Callable[[Variables, Batch, Array], tuple[Array, tuple["Outputs", Variables]]]
+"""What a detector is trained on: (variables, batch, key) -> (losses (B,), (outputs of B rows, variables with new
+running statistics)). Defences are functions of one to another."""
 
 
 class Goal(NamedTuple):

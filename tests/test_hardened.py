@@ -67,6 +67,7 @@ def test_it_trains_chooses_under_attack_and_says_what_holds(driver, more, pictur
     ("driver", "fields"),
     [
         (gradnorm_train, {"weight": 0.1}),
+        (gradnorm_train, {"weight": 0.1, "through": "training"}),
         (adversarial_train, {}),
         (adversarial_train, {"method": "attacked"}),
         (adversarial_train, {"method": "trades"}),
@@ -93,6 +94,7 @@ def test_trades_does_not_start_where_its_divergence_has_no_gradient():
     [
         (gradnorm_train, ["--weight", "-1"], "weight"),
         (gradnorm_train, ["--validation", "0"], "validation"),
+        (gradnorm_train, ["--through", "training"], "BatchNorm"),
         (adversarial_train, ["--share", "2"], "share"),
         (adversarial_train, ["--attack.steps", "0"], "steps"),
         (adversarial_train, ["--eps", "300"], "eps"),

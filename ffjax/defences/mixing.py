@@ -7,12 +7,15 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from ffjax import balls
 from ffjax.defences.penalties import RowLoss
 from ffjax.errors import InputError
 from ffjax.objectives import cross_entropy
-from ffjax.types import Array, Batch, Detector, Forward, LossFn, Variables
+from ffjax.types import Array, Batch, Detector, Forward, LossFn, Outputs, Variables
+
+_kl = optax.losses.kl_divergence_with_log_targets
 
 Attacker = Callable[[Forward, Batch, Array], Array]
 """(forward, batch, key) -> images (B, H, W, 3) in [0, 1], of which nothing is differentiated."""
@@ -107,23 +110,34 @@ def length(stride: float | None, steps: int) -> float:
     return stride if stride is not None else 2.5 / steps if steps > 1 else 1.0
 
 
-def kl(forward: Forward, batch: Batch) -> RowLoss:
-    """KL( f(x) || f(.) ) in nats, x the clean image: what TRADES' attack climbs."""
-    clean = forward(batch.images).logits
-    return lambda outputs, batch: divergence(clean, outputs.logits)
+def kl(forward: Forward, batch: Batch, mask: float = 1.0) -> RowLoss:
+    """KL( f(x) || f(.) ) in nats, x the clean image: what TRADES' attack climbs. `mask`: as in `divergence`."""
+    clean = forward(batch.images)
+    return lambda outputs, batch: divergence(clean, outputs, batch, mask)
 
 
-def divergence(first: Array, second: Array) -> Array:
-    """(B,) KL( softmax(first) || softmax(second) ) of logits (B, 2), in nats."""
-    p, q = jax.nn.log_softmax(first), jax.nn.log_softmax(second)
-    return jnp.sum(jnp.exp(p) * (p - q), axis=1)
+def divergence(first: Outputs, second: Outputs, batch: Batch, mask: float = 1.0) -> Array:
+    """(B,) KL( first || second ) in nats, of the softmax over the logits (B, 2).
+
+    Where network and batch have masks, as in objectives.cross_entropy, plus `mask` times the mean over pixels of the
+    KL of each pixel's own verdict.
+    """
+    apart = _kl(jax.nn.log_softmax(second.logits), jax.nn.log_softmax(first.logits))
+    if first.mask is not None and second.mask is not None and batch.masks is not None:
+        apart += mask * _kl(_each_pixel(second.mask), _each_pixel(first.mask)).mean(axis=(1, 2))
+    return apart
+
+
+def _each_pixel(mask: Array) -> Array:
+    """(B, H, W) logits of 'forged' -> (B, H, W, 2) log-probabilities of both verdicts."""
+    return jnp.stack([jax.nn.log_sigmoid(-mask), jax.nn.log_sigmoid(mask)], axis=-1)
 
 
 def adversarial(loss: LossFn, detector: Detector, attacker: Attacker) -> LossFn:
-    """l(x'_b), x' the attacked images alone: adversarial training proper (Madry et al., ICLR 2018); the logits are of
+    """l(x'_b), x' the attacked images alone: adversarial training proper (Madry et al., ICLR 2018); the outputs are of
     x'."""
 
-    def attacked(variables: Variables, batch: Batch, key: Array) -> tuple[Array, tuple[Array, Variables]]:
+    def attacked(variables: Variables, batch: Batch, key: Array) -> tuple[Array, tuple[Outputs, Variables]]:
         return loss(variables, _attacked(detector, attacker, variables, batch, key), key)
 
     return attacked
@@ -134,22 +148,26 @@ def mixed(loss: LossFn, detector: Detector, attacker: Attacker, share: Array | f
     fusion of normal and adversarial images (PAPERS.md 3.3). share: may be traced; at 1 the
     normal images only count in the batch statistics."""
 
-    def both(variables: Variables, batch: Batch, key: Array) -> tuple[Array, tuple[Array, Variables]]:
-        losses, (logits, variables) = loss(variables, _doubled(detector, attacker, variables, batch, key), key)
+    def both(variables: Variables, batch: Batch, key: Array) -> tuple[Array, tuple[Outputs, Variables]]:
+        losses, (outputs, variables) = loss(variables, _doubled(detector, attacker, variables, batch, key), key)
         clean, attacked = jnp.split(losses, 2)
-        return (1 - share) * clean + share * attacked, (logits[: len(clean)], variables)
+        return (1 - share) * clean + share * attacked, (_halves(outputs)[0], variables)
 
     return both
 
 
-def trades(loss: LossFn, detector: Detector, attacker: Attacker, weight: Array | float = 6.0) -> LossFn:
+def trades(
+    loss: LossFn, detector: Detector, attacker: Attacker, weight: Array | float = 6.0, mask: float = 1.0
+) -> LossFn:
     """l(x_b) + weight KL( f(x_b) || f(x'_b) ): TRADES (Zhang et al., ICML 2019), in training mode on both sides.
-    attacker: theirs is climb(eps, 10, stride, 'near', up=kl). weight: its beta, 1 to 10; may be traced."""
+    attacker: theirs is climb(eps, 10, stride, 'near', up=kl). weight: its beta, 1 to 10; may be traced. mask: weight of
+    the masks' divergence beside the verdicts', where there are masks; theirs knew none."""
 
-    def both(variables: Variables, batch: Batch, key: Array) -> tuple[Array, tuple[Array, Variables]]:
-        losses, (logits, variables) = loss(variables, _doubled(detector, attacker, variables, batch, key), key)
-        clean, attacked = jnp.split(logits, 2)
-        return losses[: len(clean)] + weight * divergence(clean, attacked), (clean, variables)
+    def both(variables: Variables, batch: Batch, key: Array) -> tuple[Array, tuple[Outputs, Variables]]:
+        losses, (outputs, variables) = loss(variables, _doubled(detector, attacker, variables, batch, key), key)
+        clean, attacked = _halves(outputs)
+        apart = divergence(clean, attacked, batch, mask)
+        return losses[: len(apart)] + weight * apart, (clean, variables)
 
     return both
 
@@ -164,3 +182,9 @@ def _doubled(detector: Detector, attacker: Attacker, variables: Variables, batch
     return jax.tree.map(
         lambda x, y: jnp.concatenate([x, y]), batch, _attacked(detector, attacker, variables, batch, key)
     )
+
+
+def _halves(outputs: Outputs) -> tuple[Outputs, Outputs]:
+    """Those of the clean and of the attacked rows of `_doubled`."""
+    count = len(outputs.logits) // 2
+    return jax.tree.map(lambda a: a[:count], outputs), jax.tree.map(lambda a: a[count:], outputs)

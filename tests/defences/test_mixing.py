@@ -89,21 +89,21 @@ def test_draws_are_of_the_image_and_not_of_its_place():
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
 def test_mixed_is_the_weighted_sum_of_both_losses(share):
     v, some, attacker = variables(), batch(), defences.climb(EPS, 2, 0.5)
-    told, (logits, _) = defences.mixed(PLAIN, toys.TOY, attacker, share)(v, some, KEY)
+    told, (outputs, _) = defences.mixed(PLAIN, toys.TOY, attacker, share)(v, some, KEY)
     attacked = some._replace(images=attacker(FORWARD, some, jax.random.fold_in(KEY, mixing._ATTACK)))
     (clean, (said, _)), (hard, _) = PLAIN(v, some, KEY), PLAIN(v, attacked, KEY)
     np.testing.assert_allclose(told, (1 - share) * clean + share * hard, rtol=1e-5)
-    np.testing.assert_allclose(logits, said, rtol=1e-5)
+    np.testing.assert_allclose(outputs.logits, said.logits, rtol=1e-5)
     assert (np.asarray(hard) > np.asarray(clean)).all()
 
 
 def test_adversarial_is_the_loss_of_the_attacked_images_alone():
     v, some, attacker = variables(), batch(), defences.climb(EPS, 2, 0.5)
-    told, (logits, _) = defences.adversarial(PLAIN, toys.TOY, attacker)(v, some, KEY)
+    told, (outputs, _) = defences.adversarial(PLAIN, toys.TOY, attacker)(v, some, KEY)
     attacked = some._replace(images=attacker(FORWARD, some, jax.random.fold_in(KEY, mixing._ATTACK)))
     hard, (said, _) = PLAIN(v, attacked, KEY)
     np.testing.assert_allclose(told, hard, rtol=1e-5)
-    np.testing.assert_allclose(logits, said, rtol=1e-5)
+    np.testing.assert_allclose(outputs.logits, said.logits, rtol=1e-5)
 
 
 def test_nothing_is_differentiated_through_the_attack():
@@ -136,8 +136,24 @@ def test_trades_adds_the_divergence_that_its_attack_climbs():
     divergence = np.sum(p * np.log(p / q), axis=1)
     np.testing.assert_allclose(told - PLAIN(v, some, KEY)[0], 6 * divergence, rtol=1e-3)
     near = defences.climb(EPS, 0, start="near")(FORWARD, some, KEY)
-    begun = mixing.divergence(FORWARD(some.images).logits, FORWARD(near).logits)
+    begun = mixing.divergence(FORWARD(some.images), FORWARD(near), some)
     assert (divergence > 10 * np.asarray(begun)).all()
+
+
+def test_trades_counts_the_divergence_of_masks_as_it_is_told():
+    two, some = toys.masking(), batch_at(toys.masked(20), 6, 0, 0)
+    v, loss = two.init(jax.random.key(0)), train.cross_entropy(two)
+    attacker = defences.climb(EPS, 3, 0.5, "near", up=defences.kl)
+    forward = partial(two.apply, v)
+    attacked = attacker(forward, some, jax.random.fold_in(KEY, mixing._ATTACK))
+    bare, told = (defences.trades(loss, two, attacker, 6.0, mask)(v, some, KEY)[0] for mask in (0.0, 0.5))
+    p, q = (np.asarray(jax.nn.sigmoid(forward(x).mask), np.float64) for x in (some.images, attacked))
+    pixels = p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q))
+    assert pixels.mean() > 1e-4
+    np.testing.assert_allclose(told - bare, 6 * 0.5 * pixels.mean(axis=(1, 2)), rtol=1e-3, atol=1e-5)
+    verdicts = partial(defences.kl, mask=0.0)
+    unmasked = defences.climb(EPS, 3, 0.5, "near", up=verdicts)(forward, some, jax.random.fold_in(KEY, mixing._ATTACK))
+    assert not np.array_equal(unmasked, attacked)
 
 
 def test_wrappers_combine_in_any_order():

@@ -12,6 +12,7 @@ import toys
 from ffjax import defences, train
 from ffjax.data.batches import batch_at
 from ffjax.defences.penalties import SIZES
+from ffjax.errors import InputError
 from ffjax.objectives import TINY, cross_entropy
 from ffjax.types import Batch
 
@@ -41,12 +42,37 @@ def slopes_one_by_one(v, some: Batch) -> np.ndarray:
 def test_the_gradient_norm_is_each_examples_own(size):
     v, some = variables(), batch()
     plain, _ = PLAIN(v, some, KEY)
-    told, (logits, kept) = defences.gradient_norm(PLAIN, toys.TOY, 0.7, size)(v, some, KEY)
+    told, (outputs, kept) = defences.gradient_norm(PLAIN, toys.TOY, 0.7, size)(v, some, KEY)
     g = slopes_one_by_one(v, some).reshape(len(plain), -1)
     squares = np.sum(g**2, axis=1)
     own = {"norm": np.sqrt(squares), "squared": squares, "l1": np.abs(g).sum(1), "batch": np.sqrt(squares.sum())}
     np.testing.assert_allclose(told, plain + 0.7 * own[size], rtol=1e-5)
-    assert squares.min() > 1e-6 and logits.shape == (6, 2) and kept is v
+    assert squares.min() > 1e-6 and outputs.logits.shape == (6, 2) and kept is v
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_training_forwards_own_gradient_is_penalised_alike_where_both_are_one(size):
+    v, some = variables(), batch()
+
+    def penalised(loss):
+        return jax.value_and_grad(lambda v: jnp.mean(loss(v, some, KEY)[0]))(v)
+
+    one = penalised(defences.gradient_norm(PLAIN, toys.TOY, 0.7, size))
+    two = penalised(defences.own_gradient_norm(PLAIN, 0.7, size))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), one, two)
+
+
+def test_of_a_mix_the_normal_images_part_has_a_gradient_of_its_own():
+    v, some = variables(), batch()
+    mixed = defences.mixed(PLAIN, toys.TOY, defences.climb(0.05), 0.25)
+    told, bare = (f(v, some, KEY)[0] for f in (defences.own_gradient_norm(mixed, 0.7), mixed))
+    part = defences.gradient_norm(PLAIN, toys.TOY, 0.75 * 0.7)(v, some, KEY)[0] - PLAIN(v, some, KEY)[0]
+    np.testing.assert_allclose(told - bare, part, rtol=1e-3)
+
+
+def test_under_batch_norm_no_example_has_a_gradient_of_its_own():
+    with pytest.raises(InputError, match="BatchNorm"):
+        defences.own_gradient_norm(PLAIN, 0.1)(variables() | {"batch_stats": {}}, batch(), KEY)
 
 
 def test_the_lipschitz_penalty_is_the_mean_square_of_both_logits_gradients():
@@ -184,8 +210,7 @@ def test_the_penalty_of_a_training_in_bfloat16_is_float32s(name):
 
 
 def test_the_penalty_of_a_mask_has_the_weight_that_training_gives_it():
-    apply = toys.two_headed().forward.func
-    two = toys.TOY._replace(apply=apply, train=lambda variables, images, key: (apply(variables, images), variables))
+    two = toys.masking()
     v, some = two.init(jax.random.key(0)), batch_at(toys.masked(20), 6, 0, 0)
     for weight in (0.0, 1.0, 4.0):
         of = partial(cross_entropy, mask=weight)
