@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 
 from ffjax import (
@@ -33,7 +34,7 @@ from ffjax import (
 )
 from ffjax.data import sets
 from ffjax.defences.dip import Prior
-from ffjax.defences.skip_network import NETWORKS
+from ffjax.defences.skip_network import NETWORKS, Params
 from ffjax.engine import Compute
 from ffjax.errors import InputError
 from ffjax.evaluate import margins
@@ -47,6 +48,7 @@ LARGEST = 256
 DETECTOR, OTHER = "resnet18", "vgg16"
 THRESHOLDS = (0.25, 0.5)
 """The paper's."""
+WARM = " Every network begins where one stood that had drawn another image for {} iterations; theirs at random."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +66,9 @@ class Draw:
     """Looks of which a score is the mean."""
     batch: int = 8
     """Images drawn at once; fewer than 8 round otherwise."""
+    warm: int = 0
+    """Iterations that one network draws another image for, a clean real of the validation split, before all begin where
+    it stands; 0 for a random beginning of each, as in the paper."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +122,7 @@ def main(cfg: Config) -> None:
     fakes, _ = gandhi.both_right(said, held, quarter, cfg.seed)
     tuned_on = gandhi_dip.clean_subjects(held, said[DETECTOR], quarter, cfg.seed)
     gandhi_dip.check_classes([one.label for one in tuned_on])  # before anything is attacked or drawn
+    start = _warmed(cfg, console, prior, held, said[DETECTOR])
     white = attack(folder.folder / "calibration", [cell for cell in cells if cell.source == DETECTOR], fakes)
     tuned_on += gandhi_dip.subjects(folder.folder / "calibration", white, fakes, DETECTOR, quarter, split=False)
     shown = {name: margins(forward, test.images, cfg.compute) for name, forward in forwards.items()}
@@ -125,7 +131,7 @@ def main(cfg: Config) -> None:
     tested = gandhi_dip.clean_subjects(test, shown[DETECTOR], cfg.each, cfg.seed) + gandhi_dip.subjects(
         folder.folder / "attacked", ledgers, pool, DETECTOR, cfg.each, split=True
     )
-    draw = partial(_drawn, cfg, console, prior, forwards[DETECTOR])
+    draw = partial(_drawn, cfg, console, prior, forwards[DETECTOR], start)
     tuned, rows = draw(folder.folder / "calibrating", tuned_on), draw(folder.folder / "drawn", tested)
     wanted: dict[str, float | None] = {"calibrated": None} | {f"threshold {t:g}": t for t in THRESHOLDS}
     rules = {name: gandhi_dip.calibrated(tuned, cfg.prior.window, t) for name, t in wanted.items()}
@@ -137,6 +143,7 @@ def main(cfg: Config) -> None:
     told = gandhi_dip_table.differs(
         cfg.data, cfg.size, prior, own, rules, len(tuned), list(dict.fromkeys(r["stratum"] for r in rows))
     )
+    told += WARM.format(cfg.prior.warm) if cfg.prior.warm else ""
     stood = gandhi_dip_table.stands_on(alone)
     early = gandhi_dip.hastened(rows, rules["calibrated"], prior)
     plain = {key: {name: metrics.plain(one) for name, one in table.items()} for key, table in found.items()}
@@ -166,6 +173,8 @@ def _checked(cfg: Config) -> tuple[Prior, Setting]:
             raise InputError(f"{name}: must be at least {least}, got {value}")
     if cfg.size > LARGEST and not devices.accelerated():
         raise InputError(f"size: above {LARGEST} px a drawing is for a GPU, and here is none; got {cfg.size}")
+    if cfg.prior.warm < 0:
+        raise InputError(f"prior.warm: must not be negative, got {cfg.prior.warm}")
     if not cfg.prior.rate > 0:
         raise InputError(f"prior.rate: must be above 0, got {cfg.prior.rate:g}")
     if cfg.prior.window * cfg.prior.look > cfg.prior.steps:
@@ -190,12 +199,29 @@ def _attacked(
     )  # fmt: skip
 
 
+def _warmed(cfg: Config, console: Console, prior: Prior, held: ImageSet, said: np.ndarray) -> Params | None:
+    """Of a real that the rule is not calibrated on."""
+    if not cfg.prior.warm:
+        return None
+    reals = [one for one in gandhi_dip.clean_subjects(held, said, cfg.calibrate // 4 + 1, cfg.seed) if not one.label]
+    if len(reals) <= cfg.calibrate // 4:
+        raise InputError("prior.warm: no real is left in the validation split beside those to calibrate on")
+    with step(console, f"one network draws {reals[-1].name} for {cfg.prior.warm} iterations"):
+        return gandhi_dip.warmed(prior, reals[-1].image, cfg.prior.warm, cfg.seed)
+
+
 def _drawn(
-    cfg: Config, console: Console, prior: Prior, forward: Forward, folder: Path, these: list[Subject]
+    cfg: Config,
+    console: Console,
+    prior: Prior,
+    forward: Forward,
+    start: Params | None,
+    folder: Path,
+    these: list[Subject],
 ) -> list[Row]:
     compute = replace(cfg.compute, batch=cfg.prior.batch, snapshot=250)
     with stage(console, folder.name, len(these), "images") as tell:
-        return gandhi_dip.draw(folder, prior, these, forward, compute, cfg.seed, tell)
+        return gandhi_dip.draw(folder, prior, these, forward, compute, cfg.seed, tell, start)
 
 
 if __name__ == "__main__":

@@ -12,11 +12,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ffjax import campaign, checkpoint, engine, gandhi, ledger, metrics, underway
 from ffjax.data import codecs
-from ffjax.defences.dip import Drawn, Prior, dip
+from ffjax.defences import dip
+from ffjax.defences.dip import Drawn, Prior
+from ffjax.defences.skip_network import Params
 from ffjax.engine import Compute
 from ffjax.errors import InputError
 from ffjax.gandhi import Cell
@@ -112,6 +116,16 @@ def clean_subjects(data: ImageSet, said: np.ndarray, each: int, seed: int) -> li
     return found
 
 
+def warmed(prior: Prior, image: np.ndarray, steps: int, seed: int) -> Params:
+    """Parameters of a network that has drawn this image (H, W, 3) in [0, 1] for so many iterations: where those of
+    other images may begin. Its own beginning is folded from the seed."""
+    images = jnp.asarray(image, jnp.float32)[None]
+    at, step = dip.begin(prior, images, jax.random.key(seed)[None]), jax.jit(partial(dip.advance, prior))
+    for i in range(steps):
+        at = step(jnp.int32(i), at)
+    return jax.tree.map(lambda x: np.asarray(x[0]), at.params)
+
+
 def draw(
     folder: Path,
     prior: Prior,
@@ -120,9 +134,12 @@ def draw(
     compute: Compute,
     seed: int,
     tell: Callable[[int, str], None],
+    start: Params | None = None,
 ) -> list[Row]:
     """The rows of folder/ledger.jsonl, one an image in order, made as far as they are not there: who it is, and at each
     look the detector's margins on what was drawn (said) and on the running mean (said_average), and the PSNR.
+
+    start: parameters of one network that all begin at; random ones by default.
 
     Images are drawn compute.batch at a time, whatever compute.least; a killed run goes on inside the batch after its
     last snapshot, if as many are drawn at a time as there.
@@ -137,7 +154,7 @@ def draw(
     size = engine.capacity(compute)
     while len(rows) < len(these):
         some = these[len(rows) : len(rows) + size]
-        found = _drawn(folder / "underway", prior, some, forward, compute, seed, partial(tell, len(rows)))
+        found = _drawn(folder / "underway", prior, some, forward, compute, seed, partial(tell, len(rows)), start)
         new = [
             {"stratum": s.stratum, "number": s.number, "name": s.name, "label": s.label, "group": s.group}
             | {"margin": s.margin, "restored": int(found.restored[k])}
@@ -159,15 +176,17 @@ def _drawn(
     compute: Compute,
     seed: int,
     note: Callable[[str], None],
+    start: Params | None,
 ) -> Drawn:
     images = np.stack([one.image for one in some]).astype(np.float32)
     labels = np.array([one.label for one in some], np.int32)
     batch = Batch(images, labels, np.array([one.number for one in some], np.int32))
     shape = (prior, seed, engine.capacity(compute))  # of the state, by its rows: another does not fit
-    shots = checkpoint.snapshots(place / digest([images, np.array([str(x) for x in shape])]), keep=1)
+    known = digest([images, np.array([str(x) for x in shape]), *jax.tree.leaves(start)])
+    shots = checkpoint.snapshots(place / known, keep=1)
     try:
         return engine.run(
-            dip(prior), forward, batch, 0.0, seed, compute, restore=shots.restore, save=shots.save,
+            dip.dip(prior, start), forward, batch, 0.0, seed, compute, restore=shots.restore, save=shots.save,
             watch=lambda done, left: note(f"iteration {done} of {prior.steps}"),
         )  # type: ignore[return-value]  # fmt: skip
     finally:

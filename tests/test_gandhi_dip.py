@@ -193,6 +193,23 @@ def test_as_many_are_drawn_at_once_as_asked_and_a_snapshot_of_other_capacity_is_
     assert drawn_by(monkeypatch, tmp_path / "d", four, cut=False) == [(4, 0), (1, 0)]
 
 
+def test_networks_that_begin_where_one_stood_are_sooner_near(tmp_path):
+    prior, compute = Prior(NETWORKS["small"], steps=8, look=2), Compute(batch=2, least=1)
+    slope = np.linspace(0.2, 0.8, 16, dtype=np.float32)
+    images = [
+        np.broadcast_to(way[..., None], (16, 16, 3)) for way in (slope[:, None] + 0 * slope, slope + 0 * slope[:, None])
+    ]
+    some = [Subject("clean fake", k, f"{k}.png", 1, k, image, 1.0) for k, image in enumerate(images)]
+    start = gandhi_dip.warmed(prior, images[0], 100, 0)
+    cold, warm = (
+        gandhi_dip.draw(tmp_path / name, prior, some, toys.forward(), compute, 0, lambda done, note: None, begun)
+        for name, begun in (("cold", None), ("warm", start))
+    )
+    assert all(w["psnr"][-1] > c["psnr"][-1] + 5 for w, c in zip(warm, cold, strict=True))
+    again = gandhi_dip.warmed(prior, images[0], 100, 0)
+    jax.tree.map(np.testing.assert_array_equal, start, again)
+
+
 SMALL = {
     "vgg16": {"width": 2, "hidden": 4, "norm": "none", "pooled": 1},
     "resnet18": {"width": 2, "norm": "none"},
@@ -276,6 +293,7 @@ def test_the_driver_ends_and_a_run_whose_ledger_was_cut_ends_alike(ground, tmp_p
         (["--each", "0"], "each: must be at least 1"),
         (["--calibrate", "3"], "calibrate: must be at least 4"),
         (["--prior.rate", "0"], "prior.rate: must be above 0"),
+        (["--prior.warm", "-1"], "prior.warm: must not be negative"),
         (["--prior.window", "9"], "prior.window"),
     ],
 )
