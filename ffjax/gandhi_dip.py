@@ -120,10 +120,13 @@ def warmed(prior: Prior, image: np.ndarray, steps: int, seed: int) -> Params:
     """Parameters of a network that has drawn this image (H, W, 3) in [0, 1] for so many iterations: where those of
     other images may begin. Its own beginning is folded from the seed."""
     images = jnp.asarray(image, jnp.float32)[None]
-    at, step = dip.begin(prior, images, jax.random.key(seed)[None]), jax.jit(partial(dip.advance, prior))
+    at = dip.begin(prior, images, jax.random.key(seed)[None])
     for i in range(steps):
-        at = step(jnp.int32(i), at)
+        at = _advance(prior, jnp.int32(i), at)
     return jax.tree.map(lambda x: np.asarray(x[0]), at.params)
+
+
+_advance = jax.jit(dip.advance, static_argnums=0)
 
 
 def draw(
