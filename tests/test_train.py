@@ -9,7 +9,7 @@ import optax
 import pytest
 from toys import SIZE, TOY, linear
 
-from ffjax import checkpoint, train
+from ffjax import checkpoint, defences, train
 from ffjax.data.augment import Augment
 from ffjax.data.batches import batch_at
 from ffjax.detectors import build
@@ -33,10 +33,16 @@ def reddish(count: int = 64) -> ImageSet:
     return ImageSet(pixels.astype(np.uint8), labels, np.arange(count, dtype=np.int32), tuple(map(str, range(count))))
 
 
-def trained(folder, config=None, validate=None, watch=lambda *told: None):
+def drawn_upon(loss):
+    """Mixed with attacked images whose bounds and starts are drawn, and penalised along drawn directions."""
+    attacker = defences.climb(0.05, 2, 0.6, "uniform", ranged=True)
+    return defences.lipschitz(defences.mixed(loss, TOY, attacker), TOY, 0.1, draws=1)
+
+
+def trained(folder, config=None, validate=None, watch=lambda *told: None, defend=lambda loss: loss):
     config = config or TrainConfig(epochs=4, batch=16, rate=1e-2, augment=PLAIN)
     shots = checkpoint.snapshots(folder)
-    found = train.fit(TOY, reddish(), config, COMPUTE, validate or accuracy, shots, watch)
+    found = train.fit(TOY, reddish(), config, COMPUTE, validate or accuracy, shots, watch, defend)
     shots.close()
     return found
 
@@ -72,8 +78,9 @@ def test_at_precision_computes_the_training_forward_there_and_nothing_else():
     assert not jnp.array_equal(near.logits, exact.logits)
 
 
-def test_killed_in_any_epoch_it_resumes_to_the_same_bits(tmp_path):
-    whole, _ = trained(tmp_path / "whole")
+@pytest.mark.parametrize("defend", [lambda loss: loss, drawn_upon], ids=["plain", "defended"])
+def test_killed_in_any_epoch_it_resumes_to_the_same_bits(defend, tmp_path):
+    whole, _ = trained(tmp_path / "whole", defend=defend)
 
     class Killed(Exception):
         pass
@@ -85,8 +92,8 @@ def test_killed_in_any_epoch_it_resumes_to_the_same_bits(tmp_path):
                 raise Killed
 
         with pytest.raises(Killed):
-            trained(tmp_path / "cut", watch=watch)
-    again, _ = trained(tmp_path / "cut")
+            trained(tmp_path / "cut", watch=watch, defend=defend)
+    again, _ = trained(tmp_path / "cut", defend=defend)
     jax.tree.map(np.testing.assert_array_equal, again, whole)
 
 
