@@ -73,6 +73,13 @@ def needs_blocking(on: Mesh) -> bool:
     return jax.default_backend() == "cpu" and on.size > 1
 
 
+def memory(on: Mesh) -> int | None:
+    """Bytes that arrays may take on all devices of the mesh together, by their own word; None where they do not say, as
+    CPUs."""
+    told = [device.memory_stats() or {} for device in on.devices.flat]
+    return sum(one["bytes_limit"] for one in told) if all("bytes_limit" in one for one in told) else None
+
+
 def accelerated() -> bool:
     """Whether programs run on anything but a CPU."""
     return jax.default_backend() != "cpu"

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -243,6 +244,15 @@ def test_the_papers_size_is_for_a_gpu(ground, tmp_path, monkeypatch, capsys):
     for there, told in ((False, "size: above 256 px a drawing is for a GPU"), (True, "prior.rate: must be above 0")):
         monkeypatch.setattr(driver.devices, "accelerated", lambda there=there: there)
         assert told in refusal(monkeypatch, capsys, driver, given)
+
+
+def test_where_memory_is_told_as_many_are_drawn_at_once_as_it_holds(monkeypatch):
+    cfg, prior = driver.Config(size=16), Prior(Skip((6,), (2,), 4))
+    assert driver._batch(cfg, prior) == 8  # a CPU does not say
+    monkeypatch.setattr(driver.devices, "memory", lambda on: 8 * 10**6)
+    monkeypatch.setattr(driver.dip, "images_in", lambda *asked: asked)
+    assert driver._batch(cfg, prior) == (6 * 10**6, prior, 16, 16)
+    assert driver._batch(replace(cfg, prior=driver.Draw(batch=3)), prior) == 3
 
 
 @pytest.mark.slow

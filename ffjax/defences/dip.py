@@ -23,6 +23,7 @@ import optax
 from ffjax.attacks.trail import wide
 from ffjax.defences import skip_network
 from ffjax.defences.skip_network import NETWORKS, Params, Skip
+from ffjax.errors import InputError
 from ffjax.objectives import margin
 from ffjax.types import Array, Batch, Forward, Process
 
@@ -142,6 +143,25 @@ def advance(prior: Prior, i: Array, at: Drawing, conv: Callable[..., Array] | No
     average = jnp.where(i == 0, drawn, prior.average * at.average + (1 - prior.average) * drawn)
     restored = at.restored + fell
     return Drawing(at.images, params, adam, kept, kept_psnr, drawn, average, psnr, restored)
+
+
+def images_in(memory: int, prior: Prior, height: int, width: int) -> int:
+    """How many images of that size one step may draw at once in so many bytes, by what the compiled step of one and of
+    two says of itself; 1 at least. What the detector needs at its looks is not counted. InputError where programs say
+    nothing."""
+
+    def needed(rows: int) -> int:
+        keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows))
+        images = jax.ShapeDtypeStruct((rows, height, width, 3), jnp.float32)
+        at = jax.eval_shape(functools.partial(begin, prior), images, keys)
+        step = jax.jit(functools.partial(advance, prior)).lower(jax.ShapeDtypeStruct((), jnp.int32), at).compile()
+        told = step.memory_analysis()
+        if told is None:
+            raise InputError("how many images are drawn at once must be given: this backend counts no memory")
+        return told.argument_size_in_bytes + told.output_size_in_bytes + told.temp_size_in_bytes
+
+    one, two = needed(1), needed(2)
+    return max(1, 1 + (memory - one) // (two - one))
 
 
 def dip(prior: Prior, start: Params | None = None) -> Process:
