@@ -54,10 +54,10 @@ class Config(hardened.Config):
     normal ones, and how far the attack moves outputs."""
     copies: str | None = None
     """The detector that the copy is attacked on (offline): a shipped name, or ARCHITECTURE:WEIGHTS-FILE."""
-    share: float = 0.5
-    """Of the adversarial images' loss; at 1 the normal ones count in batch statistics alone (mixed)."""
-    beta: float = 6.0
-    """Weight of the divergence (trades)."""
+    share: float | None = None
+    """Of the adversarial images' loss, 0.5 by default; at 1 the normal ones count in batch statistics alone (mixed)."""
+    beta: float | None = None
+    """Weight of the divergence, 6 by default (trades)."""
     penalty: float = 0.0
     """Weight of the gradient-norm penalty on the normal images beside it."""
     out: Path = Path("runs/adversarial_train")
@@ -65,10 +65,12 @@ class Config(hardened.Config):
 
 def main(cfg: Config) -> None:
     """Trains and reports."""
-    if not 0 <= cfg.share <= 1 or cfg.beta < 0 or cfg.penalty < 0:
-        raise InputError(
-            f"share in [0, 1], beta and penalty >= 0 are needed, got {cfg.share}, {cfg.beta}, {cfg.penalty}"
-        )
+    share, beta = _weights(cfg)
+    if not 0 <= share <= 1 or beta < 0 or cfg.penalty < 0:
+        raise InputError(f"share in [0, 1], beta and penalty >= 0 are needed, got {share}, {beta}, {cfg.penalty}")
+    for name, method in (("share", "mixed"), ("beta", "trades")):
+        if getattr(cfg, name) is not None and cfg.method != method:
+            raise InputError(f"{name}: is for --method {method} alone, and has no effect on {cfg.method}")
     one = cfg.attack
     if not 0 < one.eps <= 255 or one.steps < 1 or not mixing.length(one.stride, one.steps) > 0:
         raise InputError("attack: eps in (0, 255], steps >= 1 and stride > 0 are needed")
@@ -76,6 +78,8 @@ def main(cfg: Config) -> None:
         raise InputError(f"attack.heap: {cfg.train.batch} images a step are no whole number of {cfg.attack.heap}")
     if cfg.attack.heap > 1 and (cfg.attack.ranged or cfg.method == "trades"):
         raise InputError("attack.heap: needs --attack.no-ranged, and is not for trades")
+    if one.heap > 1 and one.start not in (None, "uniform"):
+        raise InputError(f"attack.start: what a heap shares starts uniform in the bound, got {one.start}")
     if cfg.method == "trades" and cfg.attack.start == "clean":
         raise InputError("attack.start: at the clean image the divergence of trades has no gradient; near or uniform")
     if (cfg.copies is None) == (cfg.method == "offline"):
@@ -84,12 +88,18 @@ def main(cfg: Config) -> None:
     hardened.train(cfg, "experiments.adversarial_train", partial(_defence, cfg), copied)
 
 
+def _weights(cfg: Config) -> tuple[float, float]:
+    return 0.5 if cfg.share is None else cfg.share, 6.0 if cfg.beta is None else cfg.beta
+
+
 def _defence(cfg: Config, detector: Detector) -> Callable[[LossFn], LossFn]:
+    share, beta = _weights(cfg)
+
     def defend(loss: LossFn) -> LossFn:
         if cfg.method == "trades":
-            defended = defences.trades(loss, detector, _attacker(cfg), cfg.beta, cfg.train.mask)
+            defended = defences.trades(loss, detector, _attacker(cfg), beta, cfg.train.mask)
         elif cfg.method == "mixed":
-            defended = defences.mixed(loss, detector, _attacker(cfg), cfg.share)
+            defended = defences.mixed(loss, detector, _attacker(cfg), share)
         elif cfg.method == "attacked":
             defended = defences.adversarial(loss, detector, _attacker(cfg))
         else:

@@ -67,7 +67,7 @@ class Draw:
     """Looks of which a score is the mean."""
     batch: int | None = None
     """Images drawn at once; by default 8 on a CPU, where more are no faster and fewer round otherwise, and elsewhere as
-    many as three quarters of the memory hold."""
+    many as three quarters of the memory hold that the device says it may give, if it does."""
     warm: int = 0
     """Iterations that one network draws another image for, a clean real of the validation split, before all begin where
     it stands; 0 for a random beginning of each, as in the paper."""
@@ -109,6 +109,7 @@ def main(cfg: Config) -> None:
     console = console if console.is_terminal else Console(width=170)
     console.print(f"ffjax: Deep Image Prior against perturbed fakes of {cfg.data} -> {cfg.out}", highlight=False)
     prior, setting = _checked(cfg)
+    compute = replace(cfg.compute, batch=_batch(cfg, prior), snapshot=250)
     loaded = [gandhi.network(DETECTOR, cfg.resnet), gandhi.network(OTHER, cfg.vgg)]
     networks = study.networks(loaded, cfg.size)
     forwards = {name: source.forward for name, source in networks.items()}
@@ -124,7 +125,7 @@ def main(cfg: Config) -> None:
     fakes, _ = gandhi.both_right(said, held, quarter, cfg.seed)
     tuned_on = gandhi_dip.clean_subjects(held, said[DETECTOR], quarter, cfg.seed)
     gandhi_dip.check_classes([one.label for one in tuned_on])  # before anything is attacked or drawn
-    start = _warmed(cfg, console, prior, held, said[DETECTOR])
+    start = _warmed(cfg, console, folder.folder / "warm.npz", prior, held, said[DETECTOR])
     white = attack(folder.folder / "calibration", [cell for cell in cells if cell.source == DETECTOR], fakes)
     tuned_on += gandhi_dip.subjects(folder.folder / "calibration", white, fakes, DETECTOR, quarter, split=False)
     shown = {name: margins(forward, test.images, cfg.compute) for name, forward in forwards.items()}
@@ -133,7 +134,6 @@ def main(cfg: Config) -> None:
     tested = gandhi_dip.clean_subjects(test, shown[DETECTOR], cfg.each, cfg.seed) + gandhi_dip.subjects(
         folder.folder / "attacked", ledgers, pool, DETECTOR, cfg.each, split=True
     )
-    compute = replace(cfg.compute, batch=_batch(cfg, prior), snapshot=250)
     draw = partial(_drawn, console, prior, forwards[DETECTOR], start, compute, cfg.seed)
     tuned, rows = draw(folder.folder / "calibrating", tuned_on), draw(folder.folder / "drawn", tested)
     wanted: dict[str, float | None] = {"calibrated": None} | {f"threshold {t:g}": t for t in THRESHOLDS}
@@ -203,7 +203,7 @@ def _attacked(
     )  # fmt: skip
 
 
-def _warmed(cfg: Config, console: Console, prior: Prior, held: ImageSet, said: np.ndarray) -> Params | None:
+def _warmed(cfg: Config, console: Console, path: Path, prior: Prior, held: ImageSet, said: np.ndarray) -> Params | None:
     """Of a real that the rule is not calibrated on."""
     if not cfg.prior.warm:
         return None
@@ -211,14 +211,15 @@ def _warmed(cfg: Config, console: Console, prior: Prior, held: ImageSet, said: n
     if len(reals) <= cfg.calibrate // 4:
         raise InputError("prior.warm: no real is left in the validation split beside those to calibrate on")
     with step(console, f"one network draws {reals[-1].name} for {cfg.prior.warm} iterations"):
-        return gandhi_dip.warmed(prior, reals[-1].image, cfg.prior.warm, cfg.seed)
+        return gandhi_dip.warmed(path, prior, reals[-1].image, cfg.prior.warm, cfg.seed)
 
 
 def _batch(cfg: Config, prior: Prior) -> int:
     if cfg.prior.batch is not None:
         return cfg.prior.batch
     memory = devices.memory(devices.mesh(cfg.compute.devices))
-    return 8 if memory is None else dip.images_in(memory * 3 // 4, prior, cfg.size, cfg.size)
+    most = max(cfg.calibrate, 10 * cfg.each)
+    return 8 if memory is None else min(most, dip.images_in(memory * 3 // 4, prior, cfg.size, cfg.size))
 
 
 def _drawn(

@@ -30,6 +30,7 @@ from ffjax import (
     lipschitz_table,
     run,
     study,
+    train,
     zhao,
     zhao_table,
 )
@@ -154,6 +155,7 @@ def _check(cfg: Config, setting: Setting) -> None:
         raise InputError(f"weights: needs at least one, all above 0, no two alike (to six digits), got {cfg.weights}")
     if cfg.images < 1 or cfg.few < 1 or cfg.draws < 0 or not 0 <= cfg.eps <= 255:
         raise InputError("images, few: at least 1; draws: at least 0; eps: from 0 to 255")
+    train.check(replace(cfg.train, seed=cfg.seed))
 
 
 def _trained(cfg: Config, folder: Run, weight: float) -> Forward:

@@ -33,7 +33,7 @@ class Config(hardened.Config):
     """Of each example's gradient: 2-norm, its square, 1-norm; batch: B times that of the batch's mean loss."""
     through: Literal["deployed", "training"] = "deployed"
     """The forward whose gradient it is: as it will be attacked, or that of the training itself, with dropout, which
-    costs a fifth less and is not for networks with BatchNorm."""
+    costs a backward pass less and is not for networks with BatchNorm."""
     out: Path = Path("runs/gradnorm_train")
 
 

@@ -93,6 +93,8 @@ def main(
     run.check(cfg.out, cfg)
     with step(console, "loading images (the embedded sets are generated at first use)"):
         images, validation, tests = _splits(cfg, detector)
+    if prepare is None:  # else there may be more of them
+        train.epoch_steps(cfg.train, len(images.labels))
     history = _history(cfg, images, tests)
     folder = run.open_run(cfg.out, cfg)
     if prepare is not None:
@@ -110,7 +112,7 @@ def main(
     chosen_by = judge or Judge("auc", lambda f, data: clean_scores(f, data, cfg.compute)["clean_auc"].value)
 
     shots, write = checkpoint.snapshots(folder / "checkpoints"), run.logbook(folder)
-    steps = cfg.train.epochs * -(-len(images.labels) // cfg.train.batch)
+    steps = cfg.train.epochs * train.epoch_steps(cfg.train, len(images.labels))
     drawn = folder.folder / "tensorboard" if cfg.tensorboard else None
     with stage(console, cfg.out.name, steps) as tell, events.curves(drawn) as draw:
 

@@ -23,7 +23,7 @@ import jax
 from rich.console import Console
 
 from experiments import hardened, train_detector
-from ffjax import defences, detectors, figures, hardness, metrics, objectives, run, study, zhao, zhao_table
+from ffjax import defences, detectors, figures, hardness, metrics, objectives, run, study, train, zhao, zhao_table
 from ffjax.data import patches, sets
 from ffjax.data.augment import Augment
 from ffjax.data.jpeg_history import history_scorer
@@ -139,6 +139,8 @@ def _check(cfg: Config) -> None:
     mix = cfg.mix
     if cfg.images < 1 or cfg.few < 1 or mix.steps < 1 or not (0 < mix.eps <= 255 and mixing.length(mix.stride, 1) > 0):
         raise InputError("images, few, mix.steps: at least 1; mix.eps: above 0, at most 255; mix.stride: above 0")
+    for seed in cfg.seeds:
+        train.check(replace(cfg.train, seed=seed))
 
 
 def _examined(cfg: Config, console: Console, folder: Run, spec: str, data: Mapping[str, ImageSet]) -> Study:

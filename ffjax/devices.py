@@ -74,10 +74,10 @@ def needs_blocking(on: Mesh) -> bool:
 
 
 def memory(on: Mesh) -> int | None:
-    """Bytes that arrays may take on all devices of the mesh together, by their own word; None where they do not say, as
-    CPUs."""
-    told = [device.memory_stats() or {} for device in on.devices.flat]
-    return sum(one["bytes_limit"] for one in told) if all("bytes_limit" in one for one in told) else None
+    """Bytes that arrays may take on all devices of the mesh together, as this host's say of themselves; None where they
+    do not, as CPUs."""
+    told = [device.memory_stats() or {} for device in on.local_devices]
+    return on.size * min(one["bytes_limit"] for one in told) if all("bytes_limit" in one for one in told) else None
 
 
 def accelerated() -> bool:

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ffjax import campaign, checkpoint, engine, gandhi, ledger, metrics, underway
+from ffjax import campaign, checkpoint, engine, gandhi, ledger, metrics, run, underway
 from ffjax.data import codecs
 from ffjax.defences import dip
 from ffjax.defences.dip import Drawn, Prior
@@ -26,7 +26,7 @@ from ffjax.errors import InputError
 from ffjax.gandhi import Cell
 from ffjax.metrics import Estimate, Scores
 from ffjax.study import digest
-from ffjax.types import Batch, Forward, ImageSet
+from ffjax.types import Batch, Forward, ImageSet, Process
 
 Row = dict[str, Any]
 CLEAN = ("clean real", "clean fake")
@@ -116,14 +116,20 @@ def clean_subjects(data: ImageSet, said: np.ndarray, each: int, seed: int) -> li
     return found
 
 
-def warmed(prior: Prior, image: np.ndarray, steps: int, seed: int) -> Params:
+def warmed(path: Path, prior: Prior, image: np.ndarray, steps: int, seed: int) -> Params:
     """Parameters of a network that has drawn this image (H, W, 3) in [0, 1] for so many iterations: where those of
-    other images may begin. Its own beginning is folded from the seed."""
+    other images may begin. Its own beginning is folded from the seed. Kept at `path` (.npz) and read from there, so
+    that a run taken up again, be it elsewhere, goes on from the same."""
+    if path.exists():
+        with np.load(path) as kept:
+            return {name: jnp.asarray(x) for name, x in kept.items()}
     images = jnp.asarray(image, jnp.float32)[None]
     at = dip.begin(prior, images, jax.random.key(seed)[None])
     for i in range(steps):
         at = _advance(prior, jnp.int32(i), at)
-    return jax.tree.map(lambda x: np.asarray(x[0]), at.params)
+    params = {name: x[0] for name, x in at.params.items()}
+    run.save_arrays(path, {name: np.asarray(x) for name, x in params.items()})
+    return params
 
 
 _advance = jax.jit(dip.advance, static_argnums=0)
@@ -154,10 +160,13 @@ def draw(
     for known, one in zip(rows, these, strict=False):
         if (known.get("name"), known.get("stratum")) != (one.name, one.stratum):
             raise InputError(f"{path}: holds {known.get('name')}, where {one.name} was to be drawn")
-    size = engine.capacity(compute)
+    size, process = engine.capacity(compute), dip.dip(prior, start)
+    begun = digest(jax.tree.leaves(start))
     while len(rows) < len(these):
         some = these[len(rows) : len(rows) + size]
-        found = _drawn(folder / "underway", prior, some, forward, compute, seed, partial(tell, len(rows)), start)
+        found = _drawn(
+            folder / "underway", prior, process, some, forward, compute, seed, partial(tell, len(rows)), begun
+        )
         new = [
             {"stratum": s.stratum, "number": s.number, "name": s.name, "label": s.label, "group": s.group}
             | {"margin": s.margin, "restored": int(found.restored[k])}
@@ -174,22 +183,22 @@ def draw(
 def _drawn(
     place: Path,
     prior: Prior,
+    process: Process,
     some: Sequence[Subject],
     forward: Forward,
     compute: Compute,
     seed: int,
     note: Callable[[str], None],
-    start: Params | None,
+    begun: str,
 ) -> Drawn:
     images = np.stack([one.image for one in some]).astype(np.float32)
     labels = np.array([one.label for one in some], np.int32)
     batch = Batch(images, labels, np.array([one.number for one in some], np.int32))
-    shape = (prior, seed, engine.capacity(compute))  # of the state, by its rows: another does not fit
-    known = digest([images, np.array([str(x) for x in shape]), *jax.tree.leaves(start)])
-    shots = checkpoint.snapshots(place / known, keep=1)
+    shape = (prior, seed, begun, engine.capacity(compute))  # of the state, by its rows: another does not fit
+    shots = checkpoint.snapshots(place / digest([images, np.array([str(x) for x in shape])]), keep=1)
     try:
         return engine.run(
-            dip.dip(prior, start), forward, batch, 0.0, seed, compute, restore=shots.restore, save=shots.save,
+            process, forward, batch, 0.0, seed, compute, restore=shots.restore, save=shots.save,
             watch=lambda done, left: note(f"iteration {done} of {prior.steps}"),
         )  # type: ignore[return-value]  # fmt: skip
     finally:

@@ -11,6 +11,7 @@ import optax
 
 from ffjax import devices, engine, objectives
 from ffjax.checkpoint import Snapshots
+from ffjax.data import augment
 from ffjax.data.augment import Augment, augmented
 from ffjax.data.batches import batch_at
 from ffjax.engine import Compute
@@ -48,6 +49,17 @@ def check(config: TrainConfig) -> None:
         raise InputError(
             f"train: rate > 0, average in [0, 1), mask >= 0 and seed in 0 to 2^32 - 1 are needed, got {told}"
         )
+    augment.check(config.augment)
+
+
+def epoch_steps(config: TrainConfig, count: int) -> int:
+    """Steps an epoch of so many images. InputError if all epochs together have fewer than are gathered for one move."""
+    each = -(-count // config.batch)
+    if (whole := each * config.epochs) < config.accumulate:
+        raise InputError(
+            f"train.accumulate: {config.accumulate} batches are more than the {whole} of the whole training"
+        )
+    return each
 
 
 class Diverged(InputError):
@@ -153,12 +165,8 @@ def fit(
       watch(step, infos, score): called after each chunk (score None) and each epoch.
       defend: from cross-entropy to what is minimised (ffjax.defences).
     """
-    epoch_steps = -(-len(data.labels) // config.batch)
-    steps = epoch_steps * config.epochs
-    if steps < config.accumulate:
-        raise InputError(
-            f"train.accumulate: {config.accumulate} batches are more than the {steps} of the whole training"
-        )
+    each = epoch_steps(config, len(data.labels))
+    steps = each * config.epochs
     optimiser = optax.adam(optax.cosine_decay_schedule(config.rate, steps // config.accumulate))
     if config.accumulate > 1:
         optimiser = optax.MultiSteps(optimiser, config.accumulate).gradient_transformation()
@@ -173,8 +181,8 @@ def fit(
         )
 
     done, state = snapshots.restore(devices.replicate(_start(detector, optimiser, key_init), on))
-    while (good := done) < steps and not _settled(state, done, config.patience * epoch_steps):
-        end = min(steps, done + epoch_steps)
+    while (good := done) < steps and not _settled(state, done, config.patience * each):
+        end = min(steps, done + each)
         run = engine.drive(step, state, (key_steps,), end, compute, inputs=inputs, start=done)
         for done, state, infos in run:  # noqa: B007  (the last one counts)
             _check_finite(done, infos, good)

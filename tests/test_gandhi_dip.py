@@ -194,15 +194,20 @@ def test_as_many_are_drawn_at_once_as_asked_and_a_snapshot_of_other_capacity_is_
     assert drawn_by(monkeypatch, tmp_path / "d", four, cut=False) == [(4, 0), (1, 0)]
 
 
-def test_networks_that_begin_where_one_stood_are_sooner_near(tmp_path):
+def test_networks_begin_where_one_stood_that_is_made_once_and_kept(tmp_path):
     prior, compute = Prior(Skip((6,), (2,), 4), steps=8, look=2), Compute(batch=1, least=1)
     image = np.broadcast_to(np.linspace(0.2, 0.8, 16, dtype=np.float32)[:, None, None], (16, 16, 3))
     some = [Subject("clean fake", 0, "0.png", 1, 0, image, 1.0)]
+    start = gandhi_dip.warmed(tmp_path / "a.npz", prior, image, 100, 0)
     cold, warm = (
-        gandhi_dip.draw(tmp_path / name, prior, some, toys.forward(), compute, 0, lambda done, note: None, start)
-        for name, start in (("cold", None), ("warm", gandhi_dip.warmed(prior, image, 100, 0)))
+        gandhi_dip.draw(tmp_path / name, prior, some, toys.forward(), compute, 0, lambda done, note: None, begun)
+        for name, begun in (("cold", None), ("warm", start))
     )
-    assert warm[0]["psnr"][-1] > cold[0]["psnr"][-1] + 5
+    assert warm[0]["psnr"][-1] > cold[0]["psnr"][-1] + 5  # it has drawn this image before
+    again = gandhi_dip.warmed(tmp_path / "b.npz", prior, image, 100, 0)
+    kept = gandhi_dip.warmed(tmp_path / "a.npz", prior, 0 * image, 1, 7)
+    for other in (again, kept):
+        jax.tree.map(np.testing.assert_array_equal, start, other)
 
 
 SMALL = {
@@ -250,8 +255,10 @@ def test_where_memory_is_told_as_many_are_drawn_at_once_as_it_holds(monkeypatch)
     cfg, prior = driver.Config(size=16), Prior(Skip((6,), (2,), 4))
     assert driver._batch(cfg, prior) == 8  # a CPU does not say
     monkeypatch.setattr(driver.devices, "memory", lambda on: 8 * 10**6)
-    monkeypatch.setattr(driver.dip, "images_in", lambda *asked: asked)
-    assert driver._batch(cfg, prior) == (6 * 10**6, prior, 16, 16)
+    monkeypatch.setattr(driver.dip, "images_in", lambda memory, *asked: 40 if memory == 6 * 10**6 else 0)
+    assert driver._batch(cfg, prior) == 40
+    monkeypatch.setattr(driver.dip, "images_in", lambda memory, *asked: 10**9)
+    assert driver._batch(cfg, prior) == 100  # no more than there are
     assert driver._batch(replace(cfg, prior=driver.Draw(batch=3)), prior) == 3
 
 

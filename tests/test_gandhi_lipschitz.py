@@ -67,6 +67,7 @@ def test_it_trains_attacks_and_lays_the_papers_figures_beside(ground, tmp_path, 
         (["--weights", "0"], "weights"),
         (["--few", "0"], "few"),
         (["--inner", "0"], "inner"),
+        (["--train.rate", "-1"], "rate > 0"),
         (["--vgg", "resnet18-a0"], "resnet18"),
     ],
 )

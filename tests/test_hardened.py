@@ -1,6 +1,7 @@
 """gradnorm_train and adversarial_train, as a user runs them, on pictures that are easy to tell apart."""
 
 import json
+from functools import partial
 
 import ground
 import jax
@@ -10,7 +11,7 @@ import toys
 from driven import drive, refusal
 
 from experiments import adversarial_train, gradnorm_train
-from ffjax import detectors, train
+from ffjax import defences, detectors, train
 from ffjax.data.batches import batch_at
 
 KEY = jax.random.key(0)
@@ -82,6 +83,21 @@ def test_the_defence_is_in_the_loss_that_is_trained(driver, fields):
     assert told > bare + 1e-4
 
 
+def test_trades_weighs_masks_as_the_training_does():
+    two, some = toys.masking(), batch_at(toys.masked(20), 6, 0, 0)
+    variables, attack = two.init(KEY), adversarial_train.Attack(ranged=False)
+    found = []
+    for mask in (0.0, 2.0):
+        loss = train.cross_entropy(two, mask)
+        cfg = adversarial_train.Config(method="trades", attack=attack, train=train.TrainConfig(mask=mask))
+        climb = defences.climb(2 / 255, start="near", up=partial(defences.kl, mask=mask))
+        expected = defences.trades(loss, two, climb, 6.0, mask)(variables, some, KEY)[0]
+        told = adversarial_train._defence(cfg, two)(loss)(variables, some, KEY)[0]
+        np.testing.assert_allclose(told, expected, rtol=1e-5)
+        found.append(told - loss(variables, some, KEY)[0])
+    assert not np.allclose(found[0], found[1], rtol=0.01)
+
+
 def test_trades_does_not_start_where_its_divergence_has_no_gradient():
     some, forward = batch_at(toys.images(20), 8, 0, 0), toys.forward()
     asked = adversarial_train.Config(method="trades", attack=adversarial_train.Attack(ranged=False))
@@ -95,6 +111,11 @@ def test_trades_does_not_start_where_its_divergence_has_no_gradient():
         (gradnorm_train, ["--weight", "-1"], "weight"),
         (gradnorm_train, ["--validation", "0"], "validation"),
         (gradnorm_train, ["--through", "training"], "BatchNorm"),
+        (gradnorm_train, ["--train.accumulate", "100000"], "accumulate: 100000 batches are more"),
+        (gradnorm_train, ["--train.augment.flip", "-3"], "train.augment.flip"),
+        (adversarial_train, ["--attack.heap", "4", "--attack.no-ranged", "--attack.start", "near"], "attack.start"),
+        (adversarial_train, ["--method", "trades", "--share", "0.8"], "share"),
+        (adversarial_train, ["--beta", "3"], "beta"),
         (adversarial_train, ["--share", "2"], "share"),
         (adversarial_train, ["--attack.steps", "0"], "steps"),
         (adversarial_train, ["--eps", "300"], "eps"),

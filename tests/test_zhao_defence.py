@@ -92,6 +92,9 @@ def test_trainings_begin_at_the_weights_given_and_refuse_others_later(pictures, 
         (["--shares", "0.5", "1.5"], "at most 1"),
         (["--seeds", "1", "1"], "no two alike"),
         (["--mix.steps", "0"], "mix.steps"),
+        (["--train.epochs", "0"], "train.epochs"),
+        (["--seeds", "0", "4294967296"], "seed in 0 to 2^32 - 1"),
+        (["--train.augment.jpeg-quality", "95", "75"], "train.augment.jpeg_quality"),
     ],
 )
 def test_what_cannot_be_done_is_refused_in_one_line(more, told, pictures, tmp_path, monkeypatch, capsys):

@@ -1,5 +1,6 @@
 """Training-time variations of a batch, a pure function of (seed, step): position, light, blur, noise, recompression."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,6 +8,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from ffjax.data import codecs
+from ffjax.errors import InputError
 from ffjax.types import Batch
 
 
@@ -33,6 +35,20 @@ class Augment:
     noise_sd: float = 3.0
     light: float = 0.5
     light_range: float = 0.1
+
+
+def check(config: Augment) -> None:
+    """InputError for a probability outside [0, 1], and for a range that nothing can be drawn from."""
+    for name in ("flip", "shift", "jpeg", "blur", "resize", "noise", "light"):
+        if not 0 <= getattr(config, name) <= 1:
+            raise InputError(f"train.augment.{name}: a probability in [0, 1] is needed, got {getattr(config, name)}")
+    for name in ("shift_pixels", "blur_sigma", "noise_sd", "light_range"):
+        if not 0 <= getattr(config, name) < math.inf:
+            raise InputError(f"train.augment.{name}: must be finite and not negative, got {getattr(config, name)}")
+    for name, least, most in (("jpeg_quality", 1, 100), ("resize_scale", 0.01, 8)):
+        low, high = getattr(config, name)
+        if not least <= low <= high <= most:
+            raise InputError(f"train.augment.{name}: two of {least} to {most}, the lesser first, got {low} and {high}")
 
 
 def augmented(batch: Batch, config: Augment, seed: int, step: int) -> Batch:

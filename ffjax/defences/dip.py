@@ -146,9 +146,9 @@ def advance(prior: Prior, i: Array, at: Drawing, conv: Callable[..., Array] | No
 
 
 def images_in(memory: int, prior: Prior, height: int, width: int) -> int:
-    """How many images of that size one step may draw at once in so many bytes, by what the compiled step of one and of
-    two says of itself; 1 at least. What the detector needs at its looks is not counted. InputError where programs say
-    nothing."""
+    """About how many images of that size one step may draw at once in so many bytes, 1 at least: as many as lie on the
+    line through what the compiled steps of two and of four say of themselves. What the detector needs at its looks is
+    not counted. InputError where programs say nothing."""
 
     def needed(rows: int) -> int:
         keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows))
@@ -157,11 +157,11 @@ def images_in(memory: int, prior: Prior, height: int, width: int) -> int:
         step = jax.jit(functools.partial(advance, prior)).lower(jax.ShapeDtypeStruct((), jnp.int32), at).compile()
         told = step.memory_analysis()
         if told is None:
-            raise InputError("how many images are drawn at once must be given: this backend counts no memory")
+            raise InputError("prior.batch: must be given: programs of this backend do not say what memory they need")
         return told.argument_size_in_bytes + told.output_size_in_bytes + told.temp_size_in_bytes
 
-    one, two = needed(1), needed(2)
-    return max(1, 1 + (memory - one) // (two - one))
+    two, four = needed(2), needed(4)
+    return max(1, 2 + 2 * (memory - two) // max(1, four - two))
 
 
 def dip(prior: Prior, start: Params | None = None) -> Process:

@@ -34,8 +34,9 @@ def gradient_norm(
     l_inf), or 'batch', B times the norm of the gradient of the batch's mean loss, alike for all examples. weight:
     lambda, may be traced; at 0 the loss is what it was. Gradients are with respect to images in [0, 1].
 
-    The norm is sqrt(sum of squares + 1e-12), so that an example without a gradient adds 1e-6 weight and no NaN. ReLU
-    networks have no second derivative through a ReLU: the penalty then acts through the weights alone.
+    The norm is sqrt(sum of squares + 1e-12), so that an example without a gradient adds 1e-6 weight and no NaN. A ReLU
+    has no second derivative: in ReLU networks the penalty acts through the weights, and through the probabilities,
+    which activations and biases move.
     """
 
     def penalised(variables: Variables, batch: Batch, key: Array) -> tuple[Array, tuple[Outputs, Variables]]:
@@ -48,12 +49,13 @@ def gradient_norm(
 
 
 def own_gradient_norm(loss: LossFn, weight: Array | float, size: Size = "norm") -> LossFn:
-    """l_b + weight ||d l_b / d x_b||_2 of the loss itself, as it is trained: with dropout, and without another forward.
+    """l_b + weight ||d l_b / d x_b||_2 of the loss itself, as it is trained: with its dropout and its precision, and
+    without another forward.
 
-    As `gradient_norm`, at some four fifths of its cost; where training and deployed forward are one they are equal. Of
-    a `mixed` loss it is the gradient of its normal images' part, and there is none of an `adversarial` one: nothing is
-    differentiated through an attack. InputError for a network with batch statistics, under which no example has a
-    gradient of its own.
+    As `gradient_norm`, but a backward pass cheaper; where training and deployed forward are one they are equal.
+    Nothing is differentiated through an attack: of a `mixed` loss it is the gradient of the normal images' part, of
+    `trades` by way of the normal images' outputs, and there is none of an `adversarial` one. InputError for a network
+    with batch statistics, under which no example has a gradient of its own.
     """
 
     def penalised(variables: Variables, batch: Batch, key: Array) -> tuple[Array, tuple[Outputs, Variables]]:
@@ -79,9 +81,10 @@ def lipschitz(loss: LossFn, detector: Detector, weight: Array | float, draws: in
     """l_b + weight / (C N) sum_i ||d Z_i(x_b) / d x_b||_2^2, i over the C = 2 logits, N = H W 3.
 
     Gandhi and Jain's regularisation (IJCNN 2020, arXiv 2003.10596; PAPERS.md 2.6), with weights of 5, 50, 500 and 5000;
-    theirs runs in training mode, ours does not (see the module). It costs two backward passes and their derivatives.
-    draws > 0 takes as many passes instead: the mean of ||d (r . Z) / d x||^2 over r of random signs, whose expectation
-    is the sum; of one draw the variance is 4 <d Z_0 / d x, d Z_1 / d x>^2. Draws are folded from key and ids.
+    theirs runs in training mode, ours does not (see the module). In ReLU networks biases have no gradient of it. It
+    costs two backward passes and their derivatives. draws > 0 takes as many passes instead: the mean of
+    ||d (r . Z) / d x||^2 over r of random signs, whose expectation is the sum; of one draw the variance is
+    4 <d Z_0 / d x, d Z_1 / d x>^2. Draws are folded from key and ids.
     """
 
     def penalised(variables: Variables, batch: Batch, key: Array) -> tuple[Array, tuple[Outputs, Variables]]:

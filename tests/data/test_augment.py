@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
+from ffjax.data import augment
 from ffjax.data.augment import Augment, augmented
+from ffjax.errors import InputError
 from ffjax.types import Batch
 
 OFF = Augment(flip=0, shift=0, jpeg=0, blur=0, noise=0, light=0)
@@ -69,3 +71,25 @@ def test_resizing_there_and_back_loses_fine_texture_and_keeps_planes():
     found = np.asarray(augmented(some._replace(images=images), settings, 0, 0).images)
     np.testing.assert_allclose(found[0], 0.3, atol=1e-6)
     np.testing.assert_allclose(found[1][1:-1, 1:-1], 0.5, atol=0.01)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"flip": -3.0},
+        {"jpeg": 7.0},
+        {"noise": float("nan")},
+        {"shift_pixels": -1},
+        {"blur_sigma": -1.0},
+        {"noise_sd": float("inf")},
+        {"jpeg_quality": (95, 75)},
+        {"jpeg_quality": (0, 50)},
+        {"resize_scale": (-1.0, -0.5)},
+    ],
+    ids=str,
+)
+def test_what_nothing_can_be_drawn_from_is_refused_by_name(wrong):
+    augment.check(Augment())
+    (name,) = wrong
+    with pytest.raises(InputError, match=f"train.augment.{name}: "):
+        augment.check(Augment(**wrong))

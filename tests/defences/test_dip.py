@@ -156,10 +156,11 @@ def test_a_cut_run_goes_on_to_the_bit():
 
 
 def test_so_many_images_fit_as_the_compiled_step_says_it_needs():
-    keys, images = jax.random.split(jax.random.key(0), 4), jnp.zeros((4, 12, 12, 3))
+    keys, images = jax.random.split(jax.random.key(0), 6), jnp.zeros((6, 12, 12, 3))
     told = advance.lower(PRIOR, jnp.int32(0), dip.begin(PRIOR, images, keys)).compile().memory_analysis()
-    four = told.argument_size_in_bytes + told.output_size_in_bytes + told.temp_size_in_bytes
-    assert dip.images_in(four, PRIOR, 12, 12) in (3, 4, 5)
+    six = told.argument_size_in_bytes + told.output_size_in_bytes + told.temp_size_in_bytes
+    assert abs(dip.images_in(six, PRIOR, 12, 12) - 6) <= 1
+    assert dip.images_in(10 * six, PRIOR, 12, 12) > 45 and dip.images_in(0, PRIOR, 12, 12) == 1
 
 
 def test_seed_and_id_decide_the_network_and_a_warm_start_does_not():

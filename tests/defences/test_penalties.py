@@ -70,6 +70,19 @@ def test_of_a_mix_the_normal_images_part_has_a_gradient_of_its_own():
     np.testing.assert_allclose(told - bare, part, rtol=1e-3)
 
 
+def test_the_training_forwards_own_gradient_has_its_dropout():
+    def train_forward(variables, images, key):
+        kept = jax.random.bernoulli(key, 0.5, images.shape)
+        return toys.TOY.apply(variables, images * kept), variables
+
+    detector, v, some = toys.TOY._replace(train=train_forward), variables(), batch()
+    loss = train.cross_entropy(detector)
+    told, (bare, _) = defences.own_gradient_norm(loss, 0.7)(v, some, KEY)[0], loss(v, some, KEY)
+    kept = jax.random.bernoulli(KEY, 0.5, some.images.shape)
+    slopes = slopes_one_by_one(v, some._replace(images=some.images * kept)) * kept
+    np.testing.assert_allclose(told - bare, 0.7 * np.linalg.norm(slopes.reshape(6, -1), axis=1), rtol=1e-4)
+
+
 def test_under_batch_norm_no_example_has_a_gradient_of_its_own():
     with pytest.raises(InputError, match="BatchNorm"):
         defences.own_gradient_norm(PLAIN, 0.1)(variables() | {"batch_stats": {}}, batch(), KEY)
@@ -114,6 +127,7 @@ def test_an_examples_draws_do_not_depend_on_its_batch():
 
 WRAPPED = {
     **{size: lambda loss, det, size=size: defences.gradient_norm(loss, det, 0.3, size) for size in SIZES},
+    "own": lambda loss, det: defences.own_gradient_norm(loss, 0.3),
     "lipschitz": lambda loss, det: defences.lipschitz(loss, det, 500.0),
     "projected": lambda loss, det: defences.lipschitz(loss, det, 500.0, 1),
 }
