@@ -26,7 +26,7 @@ from ffjax import run
 from ffjax.data import codecs, sets
 from ffjax.defences import dip, skip_network
 from ffjax.defences.dip import Prior
-from ffjax.defences.skip_network import NETWORKS, Skip
+from ffjax.defences.skip_network import NETWORKS, Params, Skip
 from ffjax.errors import InputError
 
 HELD = {"cpu": "held to 1.5, aimed at 2.5", "gpu": "held to 4"}
@@ -49,6 +49,8 @@ class Config:
     repeats: int = 7
     steps: int = 300
     """Iterations in which PSNR is compared; 0 for no comparison."""
+    warm: int = 0
+    """Iterations on another image after which four networks begin, beside four that begin at random; 0: not asked."""
     out: Path = Path("runs/bench_purify.json")
 
 
@@ -56,6 +58,8 @@ def main(cfg: Config) -> None:
     """Measures, prints, writes --out."""
     if cfg.network not in NETWORKS:
         raise InputError(f"network: unknown {cfg.network!r}; known: {', '.join(NETWORKS)}")
+    if cfg.warm and (cfg.images < 5 or not cfg.steps):
+        raise InputError("warm: needs five images, of which the last is drawn first, and steps")
     skip = NETWORKS[cfg.network]
     if skip_network.canvas(skip, cfg.size, cfg.size) != (cfg.size, cfg.size):
         raise InputError(f"size: the twin in PyTorch draws no image of {cfg.size} pixels a side")
@@ -82,17 +86,33 @@ def main(cfg: Config) -> None:
             both = zip(one["dB"], one["iterations"], one["seconds"], strict=True)
             told = "; ".join(f"{dB:.1f} dB after {i} iterations, {s:.1f} s" for dB, i, s in both)
             print(f"{name:24s} {told} an image")
+    if cfg.warm:
+        found["warm"] = warm = beginnings(prior, images[:4], images[-1], cfg.warm, cfg.steps)
+        for name, path in warm.items():
+            told = "; ".join(f"{np.mean(path[i - 1]):.1f} dB after {i}" for i in (25, 50, 100, 200) if i <= cfg.steps)
+            print(f"ffjax, begun {name:10s} {told}; {np.mean(path[-1]):.1f} dB after {cfg.steps}")
     cfg.out.parent.mkdir(parents=True, exist_ok=True)
     run.write_json(cfg.out, found)
 
 
-def ours(prior: Prior, images: np.ndarray) -> Callable[[], object]:
-    """One iteration of all images, the guard and the running mean included."""
+def beginnings(prior: Prior, images: np.ndarray, other: np.ndarray, warm: int, steps: int) -> dict[str, list]:
+    """(steps, images) PSNR in dB of what is drawn of the images, begun at random and where a network stood that had
+    drawn the other image."""
+    start = dip.stood(prior, jnp.asarray(other), warm, jax.random.key(1))
+    found = {}
+    for name, begun in (("at random", None), ("warm", start)):
+        step = ours(prior, images, begun)
+        found[name] = [np.asarray(step()).tolist() for _ in range(steps)]
+    return found
+
+
+def ours(prior: Prior, images: np.ndarray, start: Params | None = None) -> Callable[[], Any]:
+    """One iteration of all images, the guard and the running mean included. start: where all networks begin."""
     keys = jax.random.split(jax.random.key(0), len(images))
     advance = jax.jit(lambda i, at: dip.advance(prior, i, at))
-    state, count = [dip.begin(prior, jnp.asarray(images), keys)], [0]
+    state, count = [dip.begin(prior, jnp.asarray(images), keys, start)], [0]
 
-    def step() -> object:
+    def step() -> Any:
         state[0] = advance(jnp.int32(count[0]), state[0])
         count[0] += 1
         return jax.block_until_ready(state[0].psnr)

@@ -117,22 +117,13 @@ def clean_subjects(data: ImageSet, said: np.ndarray, each: int, seed: int) -> li
 
 
 def warmed(path: Path, prior: Prior, image: np.ndarray, steps: int, seed: int) -> Params:
-    """Parameters of a network that has drawn this image (H, W, 3) in [0, 1] for so many iterations: where those of
-    other images may begin. Its own beginning is folded from the seed. Kept at `path` (.npz) and read from there, so
-    that a run taken up again, be it elsewhere, goes on from the same."""
-    if path.exists():
-        with np.load(path) as kept:
-            return {name: jnp.asarray(x) for name, x in kept.items()}
-    images = jnp.asarray(image, jnp.float32)[None]
-    at = dip.begin(prior, images, jax.random.key(seed)[None])
-    for i in range(steps):
-        at = _advance(prior, jnp.int32(i), at)
-    params = {name: x[0] for name, x in at.params.items()}
-    run.save_arrays(path, {name: np.asarray(x) for name, x in params.items()})
-    return params
-
-
-_advance = jax.jit(dip.advance, static_argnums=0)
+    """dip.stood, kept at `path` (.npz) and read from there, so that a run taken up again, be it elsewhere, goes on from
+    the same."""
+    if not path.exists():
+        made = dip.stood(prior, jnp.asarray(image, jnp.float32), steps, jax.random.key(seed))
+        run.save_arrays(path, {name: np.asarray(x) for name, x in made.items()})
+    with np.load(path) as kept:
+        return {name: jnp.asarray(x) for name, x in kept.items()}
 
 
 def draw(

@@ -145,6 +145,18 @@ def advance(prior: Prior, i: Array, at: Drawing, conv: Callable[..., Array] | No
     return Drawing(at.images, params, adam, kept, kept_psnr, drawn, average, psnr, restored)
 
 
+def stood(prior: Prior, image: Array, steps: int, key: Array) -> Params:
+    """Parameters of a network that has drawn this image (H, W, 3) for so many iterations, begun at random from key:
+    where those of other images may begin."""
+    at = begin(prior, image[None], key[None])
+    for i in range(steps):
+        at = _advance(prior, jnp.int32(i), at)
+    return {name: x[0] for name, x in at.params.items()}
+
+
+_advance = jax.jit(advance, static_argnums=0)
+
+
 def images_in(memory: int, prior: Prior, height: int, width: int) -> int:
     """About how many images of that size one step may draw at once in so many bytes, 1 at least: as many as lie on the
     line through what the compiled steps of two and of four say of themselves. What the detector needs at its looks is
