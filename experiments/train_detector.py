@@ -87,10 +87,7 @@ def main(
     console = Console()
     console.print(f"ffjax: training {cfg.arch} on {cfg.data} -> {cfg.out}", highlight=False)
     detector, options = built(cfg)
-    train.check(cfg.train)
-    if cfg.tensorboard:
-        events.check()
-    run.check(cfg.out, cfg)
+    _check(cfg)
     with step(console, "loading images (the embedded sets are generated at first use)"):
         images, validation, tests = _splits(cfg, detector)
     if prepare is None:  # else there may be more of them
@@ -165,6 +162,13 @@ def _show(console: Console, found: dict[str, dict[str, Estimate]], history: dict
         console.print(_line(f"{name} test", by_metric), highlight=False, soft_wrap=True)
         if name in history:
             console.print(_line(f"{name} test, JPEG history alone", history[name]), highlight=False, soft_wrap=True)
+
+
+def _check(cfg: Config) -> None:
+    train.check(cfg.train)
+    if cfg.tensorboard:
+        events.check()
+    run.check(cfg.out, cfg)
 
 
 def built(cfg: Config) -> tuple[Detector, dict[str, Any]]:

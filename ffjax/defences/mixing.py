@@ -7,15 +7,13 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-import optax
+from optax.losses import kl_divergence_with_log_targets
 
 from ffjax import balls
 from ffjax.defences.penalties import RowLoss
 from ffjax.errors import InputError
 from ffjax.objectives import cross_entropy
 from ffjax.types import Array, Batch, Detector, Forward, LossFn, Outputs, Variables
-
-_kl = optax.losses.kl_divergence_with_log_targets
 
 Attacker = Callable[[Forward, Batch, Array], Array]
 """(forward, batch, key) -> images (B, H, W, 3) in [0, 1], of which nothing is differentiated."""
@@ -122,9 +120,10 @@ def divergence(first: Outputs, second: Outputs, batch: Batch, mask: float = 1.0)
     Where network and batch have masks, as in objectives.cross_entropy, plus `mask` times the mean over pixels of the
     KL of each pixel's own verdict.
     """
-    apart = _kl(jax.nn.log_softmax(second.logits), jax.nn.log_softmax(first.logits))
+    apart = kl_divergence_with_log_targets(jax.nn.log_softmax(second.logits), jax.nn.log_softmax(first.logits))
     if first.mask is not None and second.mask is not None and batch.masks is not None:
-        apart += mask * _kl(_each_pixel(second.mask), _each_pixel(first.mask)).mean(axis=(1, 2))
+        pixels = kl_divergence_with_log_targets(_each_pixel(second.mask), _each_pixel(first.mask))
+        apart += mask * pixels.mean(axis=(1, 2))
     return apart
 
 
