@@ -104,10 +104,10 @@ def interleaved(
     return times
 
 
-def peers() -> Any:
-    """benchmarks.torch_networks. InputError where PyTorch is not installed."""
+def peers(module: str = "torch_networks") -> Any:
+    """A module of benchmarks/ that is written in PyTorch. InputError where PyTorch is not installed."""
     try:
-        return importlib.import_module("benchmarks.torch_networks")
+        return importlib.import_module(f"benchmarks.{module}")
     except ModuleNotFoundError as error:
         raise InputError(f"{error.name} is not installed: pip install -e '.[bench]'") from None
 

@@ -4,8 +4,8 @@
 
 The attacker knows detector, purifier, threshold and key (white-box worst case); every image is also judged under a key
 that he does not know. Attacks: unaware PGD; PGD along exact gradients through the whole drawing, through all but its
-beginning, through its end, with the identity in place of the derivative; low frequencies, unaware and through DIP's
-end; transfer; Square. The strongest of each image counts.
+beginning, through its end under his key and in the mean over several, with the identity in place of the derivative; low
+frequencies, unaware and through DIP's end; transfer; Square. The strongest of each image counts.
 Images are the central 64 px of 128 px ones (shrunk to 64 px the faces lose the trace that detectors go by: of fakes,
 14-38 % are then called rightly), so the detector must be one whose weights fit any size; resnet10-a0 calls 70 % of such
 fakes and all reals rightly.
@@ -36,7 +36,7 @@ from ffjax import detectors, dip_adaptive, dip_adaptive_table, figures, individu
 from ffjax.data import sets
 from ffjax.defences.dip import Prior
 from ffjax.defences.skip_network import NETWORKS
-from ffjax.dip_adaptive import JUDGES, Row, Setting
+from ffjax.dip_adaptive import TUNED, Row, Setting
 from ffjax.engine import Compute
 from ffjax.errors import InputError
 from ffjax.progress import stage, step
@@ -69,7 +69,7 @@ class Config:
     detector: str = "resnet10-a0"
     """A shipped name or ARCHITECTURE:WEIGHTS-FILE, of an architecture whose weights fit any size."""
     other: str = "resnet10-a1"
-    """What images are carried over from, of the same kind."""
+    """What images are carried over from, another of the same kind."""
     data: str = "a"
     whole: int = 128
     """Side of the images of which the middle is cut out, in pixels."""
@@ -80,7 +80,7 @@ class Config:
     calibrate: int = 10
     """Validation images per class, on which the thresholds are chosen, the bare detector's too."""
     eps: float = 4.0
-    """l_inf bound in 1/255."""
+    """l_inf bound in 1/255, a whole number: images are shown in 8 bits."""
     steps: int = 20
     """Of every PGD."""
     prior: Draw = field(default_factory=Draw)
@@ -94,8 +94,8 @@ class Config:
     """Square's."""
     few: int = 4
     """Test images per class that Square is tried on."""
-    draws: int = 1
-    """Keys over which the aware attacker averages gradients, the defender's among them."""
+    draws: int = 4
+    """Keys over which EOT averages gradients, the defender's among them."""
     batch: int = 8
     """Images drawn at once."""
     seed: int = 0
@@ -114,8 +114,6 @@ def main(cfg: Config) -> None:
     with step(console, "loading images (the embedded sets are generated at first use)"):
         counts = {"test": cfg.images, "validation": cfg.calibrate}
         test, held = (dip_adaptive.cropped(sets.load(cfg.data, s, cfg.whole, n), cfg.size) for s, n in counts.items())
-    if len(np.unique(test.labels)) < 2:
-        raise InputError(f"{cfg.data}: test images of both classes are needed")
     folder = run.open_run(cfg.out, cfg)
     study.check_inputs(folder, networks, {"test": {"data": test}, "validation": {"data": held}})
     judges = dip_adaptive.judges(setting, detector)
@@ -126,8 +124,9 @@ def main(cfg: Config) -> None:
             return dip_adaptive.attack(path, data, [int(i) for i in ids], runner, judges, setting, tell)
 
     tuned = attacked("held-out", dip_adaptive.unchanged, held, np.arange(len(held.labels)))
-    chosen = {judge: dip_adaptive.calibrated(tuned, judge) for judge in JUDGES}
+    chosen = {judge: dip_adaptive.calibrated(tuned, judge) for judge in TUNED}
     thresholds = {judge: threshold for judge, (threshold, _) in chosen.items()}
+    thresholds["unrounded"] = thresholds["own"]
     trace = _trace(folder.folder / "gradients.json", setting, thresholds["own"], test, detector)
     compute = replace(cfg.compute, batch=cfg.batch)
     runners = dip_adaptive.runners(setting, thresholds, detector, other, compute, partial(_note, console, cfg))
@@ -198,6 +197,10 @@ def _checked(cfg: Config) -> Setting:
         raise InputError(f"prior.steps: must be from 1 to {MOST}, got {cfg.prior.steps}")
     if not cfg.prior.rate > 0 or not 0 <= cfg.prior.average < 1:
         raise InputError("prior: rate must be above 0, and average from 0 to below 1")
+    if cfg.other == cfg.detector:
+        raise InputError(f"other: must be another than the detector {cfg.detector}: images are carried over from it")
+    if cfg.eps != round(cfg.eps):
+        raise InputError(f"eps: must be a whole number of 1/255, for images are shown in 8 bits; got {cfg.eps:g}")
     if not 0 < cfg.eps <= 255 or not cfg.size <= cfg.whole or not cfg.cells <= cfg.size:
         raise InputError("eps: above 0, to 255; size: at most whole; cells: at most size")
     network = NETWORKS[cfg.prior.network]

@@ -4,10 +4,12 @@ by who does not know of them and by who does: what of each class is left, beside
     python -m experiments.purify_eval --detector meso4-a0
 
 Behind each purifier the detector is attacked and judged at a margin threshold of its own, of best balanced accuracy
-on validation images. The aware attacker is the strongest, image by image, of images made on the bare detector and on
-another, PGD through the purifier (averaged over draws of a random one), PGD with the identity's derivative (BPDA) and,
-on some of what stands under all these, Square. Purifying is expected to fail against it: Athalye, Carlini and Wagner
-(ICML 2018). Killed and started again it goes on. Cost: with images=15, few=5, queries=300 some eleven CPU minutes.
+on validation images; draws of a random purifier that calibrate, that attackers ask and that judge are no two alike. The
+aware attacker is the strongest, image by image, of images made on the bare detector and on another, PGD through the
+purifier (averaged over draws of a random one), PGD with the identity's derivative (BPDA), on all that stands under
+these PGD through the purifier with twice the steps (longer) and, on some of what then stands, Square. Purifying is
+expected to fail against it: Athalye, Carlini and Wagner (ICML 2018). Killed and started again it goes on. Cost: with
+images=15, few=5, queries=300 some fifteen CPU minutes.
 Result: OUT/results.json, OUT/figures/purifiers.png
 """
 
@@ -46,9 +48,9 @@ class Config:
     calibrate: int = 100
     """Validation images per class, at most, on which the thresholds are calibrated."""
     eps: float = 2.0
-    """Bound in l_inf, in 1/255."""
+    """Bound in l_inf, in 1/255: a whole number, so that images keep it as 8-bit PNG too."""
     steps: int = 40
-    """Of PGD."""
+    """Of PGD; of longer, twice as many."""
     draws: int = 8
     """Over which attackers of a random purifier average."""
     queries: int = 1000
@@ -126,16 +128,15 @@ def _cells(
     known: dict[str, np.ndarray],
     setting: Setting,
 ) -> Cells:
-    """Every kind of images on the detector behind that purifier; Square, the last, by what the others leave."""
+    """Every kind of images on the detector behind that purifier; longer and Square, the last, by what those before
+    leave."""
     purifier, cells = purifying.named(name), {}
     make = purifying.makers(purifier, forward, known, setting, cfg.compute)
     judged = purifying.judges(purifier, forward, cfg.seed)
     kinds = purifying.kinds(name)
     with stage(console, name, len(kinds), "attackers") as tell:
         for k, kind in enumerate(kinds):
-            ids = np.arange(len(data.labels))
-            if kind == "square":
-                ids = sums.standing(cells, setting.threshold, data, cfg.few)
+            ids = sums.tried_on(kind, cells, setting.threshold, data, cfg.few)
             path = folder / f"cells/{name}/{kind}.jsonl"
             cells[kind] = purifying.cell(path, data, ids, make[kind], judged, cfg.compute)
             tell(k + 1, kind)

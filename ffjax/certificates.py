@@ -5,9 +5,10 @@ smoothing" (ICML 2019): Theorem 1, and the procedure of section 3.2.2. Pixels af
 "Scalable certified segmentation via randomized smoothing" (ICML 2021): a threshold tau that all pixels share, a test
 each, Holm's correction (Scandinavian Journal of Statistics 1979), and abstention.
 
-What is certified is the smoothed detector, the class that is likeliest under the noise. Each verdict, and each image's
-pixels taken together, is wrong with probability at most alpha over the draws; many images have many such chances.
-Theorem 1 is about exact arithmetic: of the rounding inside a network nothing is said.
+What is certified is the smoothed detector, the class that is likeliest under the noise. A vote may be any fixed
+function of the noisy copy, so a comparison with any threshold that was fixed before the votes were drawn. Each verdict,
+and each image's pixels taken together, is wrong with probability at most alpha over the draws; many images have many
+such chances. Theorem 1 is about exact arithmetic: of the rounding inside a network nothing is said.
 """
 
 from typing import NamedTuple

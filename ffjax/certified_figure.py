@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 
-from ffjax.certified import CLASSES
+from ffjax.certified import CLASSES, in_words
 from ffjax.figures import COLOURS, FAINT
 
 COLOUR_OF = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -19,9 +19,10 @@ MARKER_OF = ("o", "s", "D", "^", "v", "P")
 
 def certified(results: dict[str, Any], detector: str) -> Figure:
     """One panel a class: the share called rightly that is certified beyond each radius; at the radii asked for, its
-    interval. The axis above says what a radius is in levels, were it spread evenly over all components."""
+    interval. The axis above says what a radius is in levels, were it spread evenly over all components; the legend, at
+    which threshold votes were counted, and how well it parts the validation images that it was chosen on."""
     names = [name for name in CLASSES if name in results["undefended"]]
-    fig = Figure(figsize=(1.5 + 5.2 * len(names), 4.9), layout="constrained")
+    fig = Figure(figsize=(1.5 + 5.2 * len(names), 5.4), layout="constrained")
     axes = fig.subplots(1, len(names), squeeze=False, sharey=True)[0]
     levels = 255 / math.sqrt(math.prod(results["shape"]))
     for ax, name in zip(axes, names, strict=True):
@@ -32,7 +33,8 @@ def certified(results: dict[str, Any], detector: str) -> Figure:
     axes[0].set_ylabel("called rightly and certified")
     axes[0].yaxis.set_major_formatter(PercentFormatter(1))
     axes[0].set_ylim(-0.03, 1.03)
-    fig.legend(handles=_handles(results), loc="outside lower left", ncols=6)
+    told = "thresholds of verdicts, in brackets: balanced accuracy on validation images"
+    fig.legend(handles=_handles(results), loc="outside lower left", ncols=len(names), title=told, alignment="left")
     fig.suptitle(
         f"What no l₂ perturbation can change: {detector} under randomised smoothing",
         x=0.01,
@@ -67,8 +69,9 @@ def _panel(ax: Axes, results: dict[str, Any], name: str) -> None:
 def _handles(results: dict[str, Any]) -> list[Line2D]:
     lines = [
         Line2D([], [], color=COLOUR_OF[k % len(COLOUR_OF)], marker=MARKER_OF[k % len(MARKER_OF)], ms=5, lw=2,
-               label=f"σ = {one['sigma']:g}")
+               label=f"σ = {one['sigma']:g}, threshold {in_words(one['threshold'])}")
         for k, one in enumerate(results["sigmas"])
     ]  # fmt: skip
-    lines.append(Line2D([], [], color=COLOURS["clean"], lw=1.2, ls="--", label="undefended, clean (certifies nothing)"))
+    bare = f"undefended, clean (certifies nothing), threshold {in_words(results['undefended_threshold'])}"
+    lines.append(Line2D([], [], color=COLOURS["clean"], lw=1.2, ls="--", label=bare))
     return [*lines, Line2D([], [], color=FAINT, lw=1, label="95 % interval")]

@@ -14,15 +14,16 @@ from ffjax.defences.dip_gradients import Trace
 from ffjax.dip_adaptive import ATTACKS, CHOSEN, JUDGES, WORST, Setting, Shares
 from ffjax.figures import INK
 
-HEADS = {"undefended": "bare detector", "own": "DIP, the attacker's key", "fresh": "DIP, a fresh key"}
+HEADS = {"undefended": "bare\ndetector", "own": "DIP, the\nattacker's key"}
+HEADS |= {"unrounded": "the same,\nbefore 8 bits", "fresh": "DIP,\na fresh key"}
 NAMES = {"clean": "clean", "noise": "noise of the same bound"} | ATTACKS | {WORST: WORST, CHOSEN: CHOSEN}
 COLOURS = {"fakes": "#D55E00", "reals": "#0072B2"}
 
 
 def show(console: Console, found: Mapping[str, Shares], told: str, trace: Mapping[str, Any]) -> None:
     """found: of dip_adaptive.figures. trace: of `plain_trace`."""
-    heads = [f"{HEADS[judge]}: {kind}" for judge in JUDGES for kind in ("fakes", "reals")]
-    table = Table("", "fakes + reals", *heads, title="rightly called, clean and as attacked (%)", show_lines=True)
+    heads = [f"{HEADS[judge]}\n{kind}" for judge in JUDGES for kind in ("fakes", "reals")]
+    table = Table("", "fakes\n+ reals", *heads, title="rightly called, clean and as attacked (%)", show_lines=True)
     for name, shares in found.items():
         one = shares["own"]
         cells = [metrics.percent(shares[judge][kind]) for judge in JUDGES for kind in ("fakes", "reals")]
@@ -56,7 +57,7 @@ def bars(found: Mapping[str, Shares]) -> Figure:
     shown = [("bare, clean", "clean", "undefended"), ("bare, PGD", "pgd", "undefended")]
     names = {"clean": "DIP, clean", "noise": "DIP, noise", "pgd": "unaware PGD", "low": "low frequencies"}
     names |= {"low-truncated": "low frequencies,\ntruncated"}
-    names |= {"bpda": "BPDA", WORST: "strongest\nper image"}
+    names |= {"eot": "EOT", "bpda": "BPDA", WORST: "strongest\nper image"}
     shown += [(names.get(name, name), name, "own") for name in found if name != CHOSEN]
     fig = Figure(figsize=(13.4, 4.8), layout="constrained")
     ax = fig.subplots()
@@ -90,8 +91,9 @@ def differs(setting: Setting, whole: int, size: int, data: str, held: Mapping[st
         f"by), the same weights at {size} px. Defence: {prior.steps} iterations, running mean with weight "
         f"{prior.average:g}, one code, noise and start for all images. Thresholds of the margin, each calibrated for "
         f"its column on {n} validation images: {known}. l_inf bound {255 * setting.eps:g}/255; PGD {setting.steps} "
-        f"steps, late: but for the first {setting.skip} iterations, truncated: the last {setting.last}, gradients over "
-        f"{setting.draws} key(s), Square {setting.queries} queries. Attacked images are shown as 8-bit PNG. An image "
-        "called wrongly as it is counts as wrong everywhere; "
+        f"steps, late: but for the first {setting.skip} iterations, truncated and EOT: the last {setting.last}, EOT: "
+        f"over {setting.draws} keys, Square {setting.queries} queries. Attacked images are shown as 8-bit PNG, but in "
+        "the column that says otherwise. Intervals are over photographs, and hold neither other keys nor seeds. An "
+        "image called wrongly as it is counts as wrong everywhere; "
         "what the strongest does to a fresh key is the worst of several tries at it, 'by the attacker's key' is not."
     )

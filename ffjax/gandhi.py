@@ -151,7 +151,7 @@ def both_right(said: Mapping[str, np.ndarray], data: ImageSet, count: int, seed:
     there is none."""
     right = np.logical_and.reduce([margin > 0 for margin in said.values()]) & (data.labels == 1)
     if not right.any():
-        raise InputError(f"no fake of the test split is called rightly by all of {', '.join(said)}")
+        raise InputError(f"none of these {len(right)} images is a fake that all of {', '.join(said)} call rightly")
     rows = np.random.default_rng(seed).permutation(np.flatnonzero(right))[:count]
     return sets.taken(data, rows), int(right.sum())
 

@@ -1,5 +1,5 @@
 """Gandhi and Jain's table of the Deep Image Prior defence (IJCNN 2020; PAPERS.md 2.7): which images, what the detector
-said of them while they were drawn, and by what rule that becomes a verdict.
+said of them while they were drawn, and what comes of the verdicts (gandhi_dip_rules).
 
 Their 100 images are ten of each stratum: clean reals, clean fakes, and fakes perturbed by {FGSM, Carlini-Wagner} in
 {black, white} box that {fooled, did not fool} the detector. Strata are no population: how often an attack fools decides
@@ -24,11 +24,11 @@ from ffjax.defences.skip_network import Params
 from ffjax.engine import Compute
 from ffjax.errors import InputError
 from ffjax.gandhi import Cell
+from ffjax.gandhi_dip_rules import Row, Rule, called_fake, rightly, scores
 from ffjax.metrics import Estimate, Scores
 from ffjax.study import digest
 from ffjax.types import Batch, Forward, ImageSet, Process
 
-Row = dict[str, Any]
 CLEAN = ("clean real", "clean fake")
 FEW = 10
 """Images a stratum has in the paper; one with fewer is shown with its count."""
@@ -45,16 +45,6 @@ class Subject(NamedTuple):
     group: int
     image: np.ndarray
     margin: float
-
-
-class Rule(NamedTuple):
-    """When a trajectory means real: the mean of P(real) over the last `window` looks up to number `look` is above the
-    threshold. form: 'drawn' or 'average', which of the two images the detector looks at."""
-
-    form: str
-    look: int
-    threshold: float
-    window: int
 
 
 def attacked(
@@ -200,55 +190,6 @@ def _short(values: np.ndarray) -> list[float]:
     return [round(float(x), 4) for x in values]
 
 
-def scores(rows: Sequence[Row], form: str, window: int) -> np.ndarray:
-    """(N, looks) mean P(real) over the last `window` looks; of fewer at the beginning."""
-    key = "said" if form == "drawn" else "said_average"
-    real = 1 / (1 + np.exp(np.array([row[key] for row in rows])))
-    sums = np.cumsum(np.pad(real, ((0, 0), (1, 0))), axis=1)
-    ends = np.arange(1, real.shape[1] + 1)
-    starts = np.maximum(ends - window, 0)
-    return (sums[:, ends] - sums[:, starts]) / (ends - starts)
-
-
-def called_fake(real: np.ndarray, threshold: float | np.ndarray) -> np.ndarray:
-    """Mean P(real), any shape -> bool. What lies on the threshold is called fake."""
-    return real <= threshold
-
-
-def check_classes(labels: Sequence[int] | np.ndarray) -> None:
-    """InputError if no rule can be calibrated on images of these labels: one class is lacking."""
-    for label, name in ((0, "real"), (1, "fake")):
-        if label not in labels:
-            raise InputError(
-                "the rule cannot be calibrated: images of both classes are needed that the detector calls rightly, and "
-                f"no {name} is among them"
-            )
-
-
-def calibrated(rows: Sequence[Row], window: int, threshold: float | None = None) -> Rule:
-    """The form, look and threshold of best balanced accuracy on these rows; of several, the one that parts reals from
-    fakes best (AUC), then the earliest. The threshold lies in the middle of those that are as good; or it is given, and
-    form and look are those that suit it best. InputError without both classes."""
-    labels = np.array([row["label"] for row in rows])
-    check_classes(labels)
-    thresholds, best = np.linspace(0.01, 0.99, 99) if threshold is None else np.array([threshold]), None
-    for form in ("drawn", "average"):
-        values = scores(rows, form, window)
-        for look in range(window - 1, values.shape[1]):
-            says = called_fake(values[:, look, None], thresholds[None])
-            balanced = (says[labels == 1].mean(axis=0) + (~says[labels == 0]).mean(axis=0)) / 2
-            high = np.flatnonzero(balanced == balanced.max())
-            rank = (float(balanced.max()), _auc(-values[:, look], labels), -look)
-            if best is None or rank > best[0]:
-                best = rank, Rule(form, look, float(thresholds[high[len(high) // 2]]), window)
-    assert best is not None
-    return best[1]
-
-
-def _auc(fake: np.ndarray, labels: np.ndarray) -> float:
-    return float(metrics.auc(metrics.roc(fake, labels, np.ones((len(labels), 1))))[0])
-
-
 def figures(rows: Sequence[Row], rule: Rule) -> dict[str, Estimate]:
     """The paper's columns under a rule: accuracy, auc, precision and recall of fakes and of reals."""
     real = scores(rows, rule.form, rule.window)[:, rule.look]
@@ -276,12 +217,6 @@ def _columns(rows: Sequence[Row], fake: np.ndarray, says: np.ndarray) -> dict[st
     return found
 
 
-def rightly(rows: Sequence[Row], rule: Rule) -> np.ndarray:
-    """(N,) bool: called rightly under the rule."""
-    real = scores(rows, rule.form, rule.window)[:, rule.look]
-    return called_fake(real, rule.threshold) == np.array([row["label"] == 1 for row in rows])
-
-
 def by_stratum(rows: Sequence[Row], rule: Rule) -> dict[str, Estimate]:
     """Stratum -> share called rightly under the rule."""
     right = rightly(rows, rule)
@@ -290,25 +225,3 @@ def by_stratum(rows: Sequence[Row], rule: Rule) -> dict[str, Estimate]:
     return {
         name: metrics.share(right[names == name].astype(float), groups[names == name]) for name in dict.fromkeys(names)
     }
-
-
-def early(rows: Sequence[Row], rule: Rule, patience: int) -> tuple[np.ndarray, np.ndarray]:
-    """Deciding along the way: real as soon as `patience` looks in a row are above the rule's threshold, else what the
-    rule says at its look. -> (N,) bool called fake, (N,) looks that it took."""
-    real = ~called_fake(scores(rows, rule.form, rule.window)[:, : rule.look + 1], rule.threshold)
-    runs, took, called = np.zeros(len(real), int), np.full(len(real), rule.look + 1), ~real[:, -1]
-    open_ = np.ones(len(real), bool)
-    for k in range(real.shape[1]):
-        runs = np.where(real[:, k], runs + 1, 0)
-        now = open_ & (runs >= patience)
-        took[now], called[now], open_[now] = k + 1, False, False
-    return called, took
-
-
-def hastened(rows: Sequence[Row], rule: Rule, prior: Prior, patience: int = 5) -> dict[str, float]:
-    """What deciding along the way comes to (`early`): accuracy, and mean iterations, of all and of reals."""
-    called, took = early(rows, rule, patience)
-    labels = np.array([row["label"] for row in rows])
-    steps = np.minimum(took * prior.look, prior.steps)
-    found = {"patience": patience, "accuracy": float(np.mean(called == (labels == 1)))}
-    return found | {"iterations": float(steps.mean()), "iterations_of_reals": float(steps[labels == 0].mean())}

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from ffjax import metrics
-from ffjax.gandhi_dip import CLEAN, Row, Rule, by_stratum, figures, rightly, spoken_of, undefended
+from ffjax.gandhi_dip import CLEAN, by_stratum, figures, spoken_of, undefended
+from ffjax.gandhi_dip_rules import Row, Rule, rightly
 from ffjax.metrics import LEVELS, Estimate
 
 Part = tuple[np.ndarray, np.ndarray]

@@ -10,7 +10,8 @@ from rich.table import Table
 
 from ffjax import metrics
 from ffjax.defences.dip import Prior
-from ffjax.gandhi_dip import CLEAN, FEW, Row, Rule, scores
+from ffjax.gandhi_dip import CLEAN, FEW
+from ffjax.gandhi_dip_rules import Row, Rule, scores
 from ffjax.metrics import Estimate
 
 COLUMNS = ("accuracy", "auc", "fake_precision", "fake_recall", "real_precision", "real_recall")
@@ -81,14 +82,30 @@ def _lines(ax: Any, steps: np.ndarray, values: np.ndarray, colour: str, label: s
     ax.plot(steps, values.mean(axis=0), color=colour, linewidth=2.2, label=label)
 
 
-def stands_on(alone: Mapping[str, Estimate]) -> str:
-    """What the figures are shares of. alone: clean stratum -> what of its class the detector alone calls rightly."""
+def stands_on(alone: Mapping[str, Estimate], held: Mapping[str, Mapping[str, float]]) -> str:
+    """What the figures are shares of. alone: clean stratum -> what of its class the detector alone calls rightly. held:
+    rule -> gandhi_dip_rules.left_out."""
     real, fake = (metrics.percent(alone[name]) for name in CLEAN)
+    one = next(iter(held.values()))
+    rules = "; ".join(f"{name} {100 * x['own']:.0f} and {100 * x['left_out']:.0f}" for name, x in held.items())
     return (
         "What the figures stand on. Real recall is over reals that the detector alone already calls rightly "
         f"({real} % of all {alone[CLEAN[0]].n} of the test split), clean fakes likewise ({fake} % of "
         f"{alone[CLEAN[1]].n}), and only fakes that both networks call rightly are attacked: of other images nothing "
-        "is known. Rates of attacked fakes count each stratum as often as it occurs."
+        "is known. Rates of attacked fakes count each stratum as often as it occurs. Rules are chosen on "
+        f"{one['images']:.0f} images of {one['photographs']:.0f} photographs; balanced accuracy (%) there, and of each "
+        f"photograph by the rule of the others: {rules}. Intervals are over photographs, and hold neither other "
+        "training seeds nor other codes."
+    )
+
+
+def along_the_way(early: Mapping[str, float], prior: Prior) -> str:
+    """early: of gandhi_dip_rules.hastened."""
+    return (
+        f"Decided along the way (real after {early['patience']:.0f} looks in a row, from iteration "
+        f"{prior.look * (early['first'] + 1):.0f} on; chosen on the same images as the rule): accuracy "
+        f"{100 * early['accuracy']:.0f} % where the rule has {100 * early['accuracy_of_rule']:.0f}, mean "
+        f"{early['iterations']:.0f} iterations, of reals {early['iterations_of_reals']:.0f}."
     )
 
 

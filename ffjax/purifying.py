@@ -1,8 +1,10 @@
 """Detectors behind purifiers, attacked by those who do not know of the purifier and by those who do: what each attacker
 makes of an image, and what the defended detector says of it. What that amounts to: purifying_sums.
 
-A random purifier is judged by FRESH draws, none of which any attacker has seen; a fixed one by its one call. After
-Athalye et al. (ICML 2018) and Tramer et al. (NeurIPS 2020), the strongest attacker of each image counts.
+A random purifier is judged by FRESH draws, which no attacker has seen and by which nothing is calibrated; a fixed one
+by its one call. All images share these draws, and the draws that calibrate: intervals are over images and do not
+contain that others might have been drawn. After Athalye et al. (ICML 2018) and Tramer et al. (NeurIPS 2020), the
+strongest attacker of each image counts.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -24,29 +26,31 @@ from ffjax.errors import InputError
 from ffjax.evaluate import margins
 from ffjax.gradients import Estimator, Slope, Transform, exact
 from ffjax.individual import Row
-from ffjax.purifying_sums import AWARE, FORMS, MADE, WHITE, Cells, share_right
+from ffjax.purifying_sums import AWARE, FORMS, MADE, WHITE, Cells, before, share_right
 from ffjax.types import Array, AttackResult, Batch, Forward, Goal, ImageSet, Outputs
 
 FRESH = 15
-"""Draws by which a random purifier is judged; odd, so that none is undecided."""
+"""Draws by which a random purifier is judged, and as many others by which it is calibrated; odd, so that none is
+undecided."""
 
 MOST = 8
-"""Images that stand and are attacked again, with more effort."""
+"""Images that stand and are attacked again, with larger bounds up to none."""
 
 NONE = "none"
 """The row of the detector as it is."""
 
-JUDGED, ASKED = (1 << 32) - 1, (1 << 32) - 2
-"""Folded into the seed's key for the draws that judge and those that attackers ask; past the number of any example."""
+JUDGED, ASKED, CALIBRATED = ((1 << 32) - k for k in (1, 2, 3))
+"""Folded into the seed's key for the draws that judge, those that attackers ask and those by which thresholds are
+calibrated; past the number of any example."""
 
 Maker = Callable[[Batch], np.ndarray]
 """batch -> images (B, H, W, C) float32 in [0, 1]."""
 
 
 class Setting(NamedTuple):
-    """eps: bound in l_inf, [0,1] units. steps: of PGD. draws: over which attackers of a random purifier average.
-    queries: of Square, each of which asks all of them. threshold: the margin above which whoever is attacked says
-    fake."""
+    """eps: bound in l_inf, [0,1] units. steps: of PGD, of which longer takes twice as many. draws: over which attackers
+    of a random purifier average. queries: of Square, each of which asks all of them. threshold: the margin above which
+    whoever is attacked says fake."""
 
     eps: float
     steps: int
@@ -65,6 +69,9 @@ def check(names: Sequence[str], setting: Setting) -> None:
         raise InputError(f"purifiers: needs at least one and no two alike, got {', '.join(names) or 'none'}")
     if not 0 <= setting.eps <= 1:
         raise InputError(f"eps: must be from 0 to 255 (in 1/255), got {255 * setting.eps:g}")
+    if 255 * setting.eps % 1:
+        why = "else rounding to 8 bits may take a stored image past the bound"
+        raise InputError(f"eps: must be a whole number (in 1/255), {why}, got {255 * setting.eps:g}")
     for field in ("steps", "draws", "queries"):
         if getattr(setting, field) < 1:
             raise InputError(f"{field}: must be at least 1, got {getattr(setting, field)}")
@@ -74,7 +81,8 @@ def check(names: Sequence[str], setting: Setting) -> None:
 def settings() -> dict[str, str]:
     """For study.check_inputs: what no flag of the driver says."""
     told = {f"options of {name}": str(attempts.chosen_options(name, {})) for name in ("pgd", "square", "noise")}
-    return told | {"draws that judge": str(FRESH)}
+    told |= {"attackers": ", ".join(AWARE), "draws that judge": str(FRESH)}
+    return told | {"draws that calibrate": f"{FRESH}, none of which judges"}
 
 
 def named(name: str) -> Purifier:
@@ -82,16 +90,18 @@ def named(name: str) -> Purifier:
     return Purifier(unchanged(), False, True, "") if name == NONE else PURIFIERS[name]
 
 
-def judges(purifier: Purifier, forward: Forward, seed: int) -> list[Forward]:
-    """The defended detector, once a draw."""
-    keys = _keys(JUDGED, FRESH if purifier.random else 1, seed)
+def judges(purifier: Purifier, forward: Forward, seed: int, purpose: int = JUDGED) -> list[Forward]:
+    """The defended detector, once a draw; each draw is that of every image. purpose: JUDGED, or CALIBRATED for draws of
+    which none judges."""
+    keys = _keys(purpose, FRESH if purifier.random else 1, seed)
     return [purified(purifier.transform, key, forward) for key in keys]
 
 
 def calibrated(path: Path, held: ImageSet, purifier: Purifier, forward: Forward, seed: int, compute: Compute) -> float:
-    """Where the detector behind that purifier says fake (purifying_sums.calibrated), by what those that judge say of
-    clean validation images; kept in a ledger at `path`. InputError where no threshold can be calibrated."""
-    everything, judged = np.arange(len(held.labels)), judges(purifier, forward, seed)
+    """Where the detector behind that purifier says fake (purifying_sums.calibrated), by what it says of clean
+    validation images in FRESH draws of which none judges; kept in a ledger at `path`. InputError where no threshold can
+    be calibrated."""
+    everything, judged = np.arange(len(held.labels)), judges(purifier, forward, seed, CALIBRATED)
     rows = cell(path, held, everything, lambda batch: np.asarray(batch.images), judged, compute)
     return purifying_sums.calibrated(rows, path.stem)
 
@@ -115,16 +125,19 @@ def makers(
     purifier: Purifier, forward: Forward, known: Mapping[str, np.ndarray], setting: Setting, compute: Compute
 ) -> dict[str, Maker]:
     """Kind -> what makes its images. known: those of MADE, of the whole set. Attackers of a random purifier see `draws`
-    draws at a time: gradients through ever new ones (EOT), scores by draws of their own that do not change."""
+    draws at a time: gradients through ever new ones (EOT), scores by draws of their own that do not change. longer is
+    exact, gone on with for as many steps again."""
     asked = _asked(purifier, forward, setting)
     build = partial(attempts.named, norm="linf", goal=_goal(setting), forward=asked, compute=compute)
     # past the boundary of draws that it saw an image may still be short of others'
     square = build("square", options={"steps": setting.queries, "stop": not purifier.random})
-    climb = partial(_eot if purifier.random else _pgd, forward=forward, setting=setting, compute=compute)
-    runners = {"noise": build("noise"), "exact": climb(purifier.transform), "bpda": climb(around(purifier.transform))}
+    climb = partial(_eot if purifier.random else _pgd, forward=forward, compute=compute)
+    own, twice = purifier.transform, setting._replace(steps=2 * setting.steps)
+    runners = {"noise": build("noise"), "exact": climb(own, setting=setting), "longer": climb(own, setting=twice)}
+    runners |= {"bpda": climb(around(own), setting=setting), "square": square}
     found: dict[str, Maker] = {"clean": lambda batch: np.asarray(batch.images)}
     found |= {kind: lambda batch, images=images: images[batch.ids] for kind, images in known.items()}
-    return found | {kind: _images(runner, setting) for kind, runner in (runners | {"square": square}).items()}
+    return found | {kind: _images(runner, setting) for kind, runner in runners.items()}
 
 
 def kinds(name: str) -> list[str]:
@@ -160,7 +173,7 @@ def flags(
     purifier: Purifier, forward: Forward, data: ImageSet, cells: Cells, setting: Setting, compute: Compute
 ) -> dict[str, str]:
     """Signs of robustness that is none: of the defended detector on its first images (sanity.of_forward), where an
-    attacker that knows less breaks more, and whether more steps or larger bounds break what stands."""
+    attacker that knows less breaks more, and whether more steps (by the ledgers) or larger bounds break what stands."""
     (first, *_) = judges(purifier, forward, setting.seed)
     some = individual.batch_of(data, np.arange(len(data.labels))[: compute.batch])
     found = sanity.of_forward(first, _goal(setting)(), some)
@@ -175,13 +188,14 @@ def flags(
     if "bpda" in white and left["bpda"] < left["exact"]:
         told = f"the identity's derivative leaves {left['bpda']:.0%}, the purifier's own {left['exact']:.0%}"
         found["bpda_beats_exact"] = told
-    tried = [row["id"] for row in cells["square"]]
-    late = under[tried] > stands["square"][tried]
-    found |= sanity.of_ensemble({"square": int(np.sum(late))}, ["square"])
-    return found | _effort(purifier, forward, data, under, setting, compute)
+    under &= stands["longer"]
+    found |= sanity.of_ensemble({"square": int(np.sum(under & ~stands["square"]))}, ["square"])
+    stood = _right(cells, before("longer", cells), data, setting)
+    found |= sanity.of_steps(int(np.sum(stood & ~stands["longer"])), int(np.sum(stood)))
+    return found | _unbounded(purifier, forward, data, under, setting, compute)
 
 
-def _effort(
+def _unbounded(
     purifier: Purifier, forward: Forward, data: ImageSet, stands: np.ndarray, setting: Setting, compute: Compute
 ) -> dict[str, str]:
     """By gradients through the purifier, on the first MOST images that stand (N,); nothing where none does. What falls
@@ -189,13 +203,9 @@ def _effort(
     ids = np.flatnonzero(stands)[:MOST]
     if not len(ids):
         return {}
-    climb = partial(_eot if purifier.random else _pgd, purifier.transform, forward, compute=compute)
-    judged = judges(purifier, forward, setting.seed)
-    once, longer = (
-        _judged(climb(setting=setting._replace(steps=steps)), judged, setting, compute)
-        for steps in (setting.steps, 2 * setting.steps)
-    )
-    return sanity.of_effort(once, longer, individual.batch_of(data, ids), setting.eps, 1.0, setting.seed)
+    climb = (_eot if purifier.random else _pgd)(purifier.transform, forward, setting, compute)
+    runner = _judged(climb, judges(purifier, forward, setting.seed), setting, compute)
+    return sanity.of_effort(runner, None, individual.batch_of(data, ids), setting.eps, 1.0, setting.seed)
 
 
 def _judged(runner: Runner, judged: Sequence[Forward], setting: Setting, compute: Compute) -> Runner:

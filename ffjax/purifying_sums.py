@@ -23,7 +23,11 @@ MADE = ("unaware", "transfer")
 WHITE = ("exact", "bpda")
 """PGD with the purifier's own derivative, roundings passed straight through, and with the identity's in its place."""
 
-AWARE = (*MADE, *WHITE, "square")
+LATE = ("longer", "square")
+"""Tried on what stands alone. longer: PGD through the purifier with twice the steps, on all that stands under MADE and
+WHITE. Square: on some of what stands under longer too."""
+
+AWARE = (*MADE, *WHITE, *LATE)
 """All attackers, in the order in which they are tried."""
 
 FORMS = ("float", "png")
@@ -36,9 +40,9 @@ Cells = Mapping[str, Sequence[Row]]
 class Entry(NamedTuple):
     """What a purifier came to under one kind of images, as shown (float) or stored (png): shares of all images called
     rightly, of the fakes, and of the reals (real recall); an image called wrongly as it is counts as wrong everywhere.
-    kind: clean, noise, an attacker, or aware, the strongest of all attackers of each image. Square's shares are of
-    what it was tried on, which stood under all others. drawn: the mean share of draws that call an image rightly, of
-    the draws' worst kind."""
+    kind: clean, noise, an attacker, or aware, the strongest of all attackers of each image. The shares of longer and of
+    Square are of what each was tried on, which stood, in one form at least, under all before it. drawn: the mean share
+    of draws that call an image rightly, of the draws' worst kind."""
 
     purifier: str
     kind: str
@@ -83,11 +87,21 @@ def share_right(cells: Cells, kinds: Sequence[str], form: str, count: int, thres
     return found
 
 
-def standing(cells: Cells, threshold: float, data: ImageSet, few: int) -> np.ndarray:
-    """Ids, in order, that Square is to be tried on: of either class the first `few` that stand under all other
-    attackers as shown and then, where these are fewer, of those that do so only as stored. A function of the other
-    attackers' ledgers alone."""
-    shown, stored = (_left(cells, threshold, data, form) for form in FORMS)
+def before(kind: str, cells: Cells) -> list[str]:
+    """The attackers there are that come before that one."""
+    return [other for other in AWARE[: AWARE.index(kind)] if other in cells]
+
+
+def tried_on(kind: str, cells: Cells, threshold: float, data: ImageSet, few: int) -> np.ndarray:
+    """Ids, in order, of the images that are to be shown as `kind`: all, but for LATE. longer: all that stand under the
+    attackers before it, as shown or as stored. Square: of either class the first `few` that stand under all others as
+    shown and then, where these are fewer, of those that do so only as stored. A function of the ledgers of those before
+    it alone."""
+    if kind not in LATE:
+        return np.arange(len(data.labels))
+    shown, stored = (_left(kind, cells, threshold, data, form) for form in FORMS)
+    if kind == "longer":
+        return np.flatnonzero(shown | stored)
     ids = np.concatenate([np.flatnonzero(shown), np.flatnonzero(stored & ~shown)])
     return np.sort(np.concatenate([ids[data.labels[ids] == label][:few] for label in (0, 1)]))
 
@@ -99,7 +113,7 @@ def level(cells: Cells, threshold: float, data: ImageSet, resamples: int = 1000)
     tried = np.isin(np.arange(len(data.labels)), [row["id"] for row in cells["square"]])
     untried = {}
     for form in FORMS:
-        stands = _left(cells, threshold, data, form) & ~tried
+        stands = _left("square", cells, threshold, data, form) & ~tried
         untried[form] = {side: int(np.sum(stands & (data.labels == label))) for side, label in SIDES.items()}
     return Level(threshold, auc, untried)
 
@@ -129,10 +143,10 @@ def _shares(drawn: np.ndarray, labels: np.ndarray, groups: np.ndarray, resamples
     return [share(right, all_of), *(share(right, labels == label) for label in SIDES.values()), share(drawn, all_of)]
 
 
-def _left(cells: Cells, threshold: float, data: ImageSet, form: str) -> np.ndarray:
-    """(N,) bool: what stands under all attackers but Square."""
-    others = [kind for kind in cells if kind in AWARE and kind != "square"]
-    return share_right(cells, others, form, len(data.labels), threshold) > 0.5
+def _left(kind: str, cells: Cells, threshold: float, data: ImageSet, form: str) -> np.ndarray:
+    """(N,) bool: what stands under all attackers before that one; an image that one of them was not tried on counts by
+    the others."""
+    return share_right(cells, before(kind, cells), form, len(data.labels), threshold) > 0.5
 
 
 def _medians(rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -12,18 +12,21 @@ from rich.table import Table
 from ffjax import metrics
 from ffjax.figures import COLOURS, FAINT
 from ffjax.purifying import FRESH, named
-from ffjax.purifying_sums import FORMS, Entry, Level
+from ffjax.purifying_sums import FORMS, LATE, Entry, Level
 
 SHOWN = ("clean", "noise", "unaware", "aware")
 COLOUR = {kind: COLOURS[key] for kind, key in zip(SHOWN, ("clean", "noise", "fixed", "uap"), strict=True)}
 MARKER = dict(zip(SHOWN, "osDX", strict=True))
 SIDES = {"fake": "fakes", "real": "reals"}
 RULE = (
-    f"A random purifier is right on an image where most of {FRESH} draws are that no attacker saw; an image called "
-    "wrongly as it is counts as wrong everywhere. Each purifier has a threshold of its own, of best balanced accuracy "
-    "on validation images. aware: of each image the strongest of all attackers, also of those that do not know of the "
-    "purifier. Square comes last, and only to images that stand under all others: it leaves so many of them. "
-    "untried: those that stand and that it did not come to; so many of the aware may be too many."
+    f"A random purifier is right on an image where most of {FRESH} draws are that no attacker saw; all images share "
+    "them, and intervals are over images, not over draws. An image called wrongly as it is counts as wrong everywhere. "
+    "Each purifier has a threshold of its own, of best balanced accuracy on validation images, by draws of which none "
+    "judges. aware: of each image the strongest of all attackers, also of those that do not know of the "
+    "purifier. longer is PGD through the purifier with twice the steps, on all that stands, in memory or stored, under "
+    "those named before it; Square comes last, and only to images that stand under longer too: each leaves so many of "
+    "those that it was tried on. untried: those that stand and that Square did not come to; so many of the aware may "
+    "be too many."
 )
 
 Flags = Mapping[str, Mapping[str, str]]
@@ -47,7 +50,7 @@ def show(console: Console, entries: Sequence[Entry], levels: Levels, flags: Flag
 def _table(entries: Sequence[Entry], levels: Levels, flags: Flags, eps: float, told: str, few: int) -> Table:
     title = f"called rightly (%), l_inf {eps:g}/255, {told}; square on up to {few} of either class that still stand"
     alone = ("exact", "bpda", "transfer")
-    heads = (*SHOWN, "untried", *(f"{kind} alone" for kind in alone), "square leaves", "flags")
+    heads = (*SHOWN, "untried", *(f"{kind}\nalone" for kind in alone), *(f"{kind}\nleaves" for kind in LATE), "flags")
     table = Table("purifier", "threshold,\nclean AUC (%)", "of", *heads, title=title)
     for purifier in dict.fromkeys(e.purifier for e in entries):
         mine = {e.kind: e for e in entries if e.purifier == purifier}
@@ -55,15 +58,18 @@ def _table(entries: Sequence[Entry], levels: Levels, flags: Flags, eps: float, t
         placed = {"fake": f"{level.threshold:.3g}", "real": metrics.percent(level.auc)}
         for side, words in SIDES.items():
             cells = {k: metrics.percent(getattr(mine[k], side)) if k in mine else "" for k in (*SHOWN, *alone)}
-            tried = getattr(mine["square"], side)
-            cells["square"] = f"{round(tried.n * tried.value)} of {tried.n}" if tried.n else ""
+            cells |= {kind: _leaves(getattr(mine[kind], side)) for kind in LATE}
             untried = str(level.untried[mine["clean"].form][side])
             who = f"{getattr(mine['clean'], side).n} {words}"
             first = (purifier, f"[red]{raised}[/]" if raised else "none") if side == "fake" else ("", "")
-            shown, rest = ([cells[k] for k in kinds] for kinds in (SHOWN, (*alone, "square")))
+            shown, rest = ([cells[k] for k in kinds] for kinds in (SHOWN, (*alone, *LATE)))
             table.add_row(first[0], placed[side], who, *shown, untried, *rest, first[1])
         table.add_section()
     return table
+
+
+def _leaves(tried: metrics.Estimate) -> str:
+    return f"{round(tried.n * tried.value)} of {tried.n}" if tried.n else ""
 
 
 def plain(entries: Sequence[Entry], levels: Levels, flags: Flags) -> dict[str, Any]:

@@ -68,6 +68,13 @@ def of_ensemble(broken_by: Mapping[str, int], black_box: Sequence[str]) -> dict[
     return {"black_box_beats_white_box": f"{told} that no gradient attack had broken: gradients may be masked"}
 
 
+def of_steps(fell: int, count: int) -> dict[str, str]:
+    """Whether more steps help: the same attack with twice as many broke `fell` of the `count` images that stood."""
+    if not fell or fell / count < DEAD:
+        return {}
+    return {"more_steps_help": f"twice the steps break {fell} of {count} images that stood: it stopped too soon"}
+
+
 def of_effort(
     runner: Runner, longer: Runner | None, batch: Batch, eps: float, full: float, seed: int
 ) -> dict[str, str]:
@@ -77,11 +84,9 @@ def of_effort(
     of the whole box. Bounds grow towards it, each tried on what still stands: without a bound any image of the other
     class is in reach, so what stands then shows that the attack fails, not that the detector is robust.
     """
-    found, count = {}, len(batch.labels)
+    count = len(batch.labels)
     fell = 0 if longer is None else int(np.sum(longer(batch, np.full(count, eps, np.float32), seed).success))
-    if fell / count >= DEAD:
-        found["more_steps_help"] = f"twice the steps break {fell} of {count} images that stood: it stopped too soon"
-    rows, bound = batch, eps
+    found, rows, bound = of_steps(fell, count), batch, eps
     while bound < full and len(rows.labels):
         bound = min(WIDER * bound, full) if bound else full
         stands = ~runner(rows, np.full(len(rows.labels), bound, np.float32), seed).success

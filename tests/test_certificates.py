@@ -19,7 +19,7 @@ from ffjax.defences import smoothed, smoothing
 from ffjax.engine import Compute
 from ffjax.errors import InputError
 from ffjax.objectives import margin
-from ffjax.types import Batch, Outputs
+from ffjax.types import Batch, Goal, Outputs
 
 CHANCE = 1e-3
 """A statistical test that is right fails on this share of seeds; the seeds are fixed."""
@@ -148,6 +148,67 @@ def test_that_attack_is_one_on_the_smoothed_detector():
     shown = attacked(EVEN, images, labels, np.full(8, 0.3)), noisy.astype(np.float32)
     left = [sign * np.asarray(margin(soft(x))) for x in shown]
     assert (left[0] < left[1] - 0.05).all()
+
+
+NOISE, AT = 0.1, smoothing.Thresholds(mask=-0.25)
+"""Under it about as many pixels of the toy's masks lie above that threshold as below."""
+
+FLIP = Goal(
+    lambda said, batch: jnp.sum(jnp.minimum(-said.mask * batch.wanted, 1.0), axis=(1, 2)),
+    lambda said, batch: jnp.zeros(len(batch.labels), bool),
+)
+"""Soft votes of pixels that are 1 or -1 in wanted to the other side of 0, none of them far past it; never done."""
+
+
+def lowered(forward, images) -> Outputs:
+    said = forward(images)
+    return said._replace(mask=said.mask - AT.mask)
+
+
+def attacked_mask(forward, images, wanted, eps: np.ndarray) -> np.ndarray:
+    """By PGD inside the l_2 ball through the smoothed mask, as one who knows of it and of the threshold."""
+    aware = smoothed(NOISE, 48)(jax.random.key(1), jax.tree_util.Partial(lowered, forward))
+    runner = attempts.named("pgd", "l2", lambda loss: FLIP, aware, Compute(batch=16), {"steps": 30})
+    ids = np.arange(len(images), dtype=np.int32)
+    batch = Batch(images, 0 * ids, ids, wanted=wanted.astype(np.float32))
+    return np.asarray(runner(batch, eps.astype(np.float32), 0).images)
+
+
+def flipped_pixels(forward, images, label) -> np.ndarray:
+    """(B, h, w) which certified pixels most of 4000 fresh noisy copies call otherwise."""
+    votes = smoothing.count(forward, images, np.arange(len(images)), NOISE, 77, 0, 4000, 25, AT).mask
+    return ((2 * np.asarray(votes) > 4000) != (label == 1)) & (label != ABSTAIN)
+
+
+@pytest.mark.slow
+def test_no_attack_inside_the_radius_changes_a_certified_pixel():
+    """Neither on all certified pixels of an image together nor on its weakest alone, on which the whole bound is spent;
+    nor a random direction. At twice the radius the weakest does fall, so a certificate that claimed that much would be
+    found out, and at 6 times some of all fall together."""
+    forward, images = toys.two_headed().forward, to_float(toys.images(8).images)
+    ends = ((0, 100), (100, 1100))
+    first, fresh = (np.asarray(smoothing.count(forward, images, np.arange(8), NOISE, 0, *e, 25, AT).mask) for e in ends)
+    said = certificates.pixels(first, 100, fresh, 1000, NOISE, 0.75, 0.001)
+    sure = said.label != ABSTAIN
+    assert min(sure.sum(axis=(1, 2))) >= 50 and min(np.bincount(said.label[sure])) >= 200
+    sides = np.where(sure, 2 * said.label - 1, 0)
+    agreed = np.where(sure, np.where(said.label == 1, fresh, 1000 - fresh), 1001).reshape(8, -1)
+    weakest = sides * (np.arange(144) == np.argmin(agreed, axis=1)[:, None]).reshape(sides.shape)
+    assert (np.abs(weakest).sum(axis=(1, 2)) == 1).all()
+
+    wanted, label = np.concatenate([sides, weakest]), np.tile(said.label, (2, 1, 1))
+    images, radius = np.tile(images, (2, 1, 1, 1)), np.full(16, said.radius)
+    inside = attacked_mask(forward, images, wanted, 0.99 * radius)
+    far = norms(inside - images)
+    assert (far <= radius).all() and np.median(far / radius) > 0.9
+    assert not flipped_pixels(forward, inside, label).any()
+    way = np.random.default_rng(0).normal(size=images.shape)
+    there = images + way * (0.99 * radius / norms(way))[:, None, None, None]
+    assert not flipped_pixels(forward, there.astype(np.float32), label).any()
+
+    beyond = attacked_mask(forward, images, wanted, np.repeat([6, 2], 8) * radius)
+    fallen = flipped_pixels(forward, beyond, label)
+    assert fallen[:8].any(axis=(1, 2)).sum() >= 6 and (fallen[8:] & (weakest != 0)).sum() >= 6
 
 
 def test_holms_worked_example():

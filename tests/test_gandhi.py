@@ -48,7 +48,7 @@ def test_the_fakes_are_those_that_both_call_rightly_and_fewer_are_the_first_of_m
     right = (DATA.labels == 1) & (SAID["vgg16"] > 0) & (SAID["resnet18"] > 0)
     assert count == RIGHT == right.sum() == len(every.labels) < (DATA.labels == 1).sum()
     assert set(every.names) == {name for name, one in zip(DATA.names, right, strict=True) if one}
-    with pytest.raises(InputError, match="no fake of the test split is called rightly by all of vgg16, resnet18"):
+    with pytest.raises(InputError, match="images is a fake that all of vgg16, resnet18 call rightly"):
         gandhi.both_right({name: -np.abs(said) for name, said in SAID.items()}, DATA, 8, 0)
 
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from experiments import gandhi_dip as driver
-from ffjax import detectors, engine, gandhi_dip, gandhi_dip_rates, gandhi_dip_table, metrics
+from ffjax import detectors, engine, gandhi_dip, gandhi_dip_rates, gandhi_dip_rules, gandhi_dip_table, metrics
 from ffjax.data import codecs, sets
 from ffjax.defences.dip import Drawn, Prior
 from ffjax.defences.skip_network import NETWORKS, Skip
@@ -25,7 +25,8 @@ from ffjax.detectors import weights
 from ffjax.engine import Compute
 from ffjax.errors import InputError
 from ffjax.evaluate import margins
-from ffjax.gandhi_dip import Rule, Subject
+from ffjax.gandhi_dip import Subject
+from ffjax.gandhi_dip_rules import Early, Rule
 from ffjax.metrics import Estimate
 
 
@@ -35,15 +36,15 @@ def row(label: int, said: list[float], stratum: str = "clean", group: int = 0, m
 
 
 def test_a_score_is_the_mean_of_the_last_looks():
-    found = gandhi_dip.scores([row(1, [0.0, np.log(3), -np.log(3), 0.0])], "drawn", 2)
+    found = gandhi_dip_rules.scores([row(1, [0.0, np.log(3), -np.log(3), 0.0])], "drawn", 2)
     np.testing.assert_allclose(found, [[0.5, 0.375, 0.5, 0.625]])
-    assert np.all(gandhi_dip.scores([row(1, [0.0])], "average", 3) < 0.001)
+    assert np.all(gandhi_dip_rules.scores([row(1, [0.0])], "average", 3) < 0.001)
 
 
 def test_the_rule_takes_the_look_that_parts_the_classes_and_a_threshold_between_them():
     # both look fake at first; from the third look on reals (score near 0.88) and fakes (near 0.12) part
     rows = [row(0, [2, 2, -2, -2], group=k) for k in range(3)] + [row(1, [2, 2, 2, -2], group=k) for k in range(3)]
-    rule = gandhi_dip.calibrated(rows, 1)
+    rule = gandhi_dip_rules.calibrated(rows, 1)
     assert (rule.form, rule.look) == ("drawn", 2) and 0.3 < rule.threshold < 0.7
     found = gandhi_dip.figures(rows, rule)
     assert {name: e.value for name, e in found.items()} == dict.fromkeys(found, 1.0) and found["real_recall"].n == 3
@@ -51,22 +52,44 @@ def test_the_rule_takes_the_look_that_parts_the_classes_and_a_threshold_between_
     assert (late["fake_recall"].value, late["real_recall"].value, late["real_precision"].value) == (0, 1, 0.5)
 
 
+def test_a_rule_parts_scores_however_near_to_one_they_are():
+    """Margins of -9 to -10 and of -5 to -6: all of them beyond 0.99 on the scale of P(real)."""
+    rows = [row(0, [-9 - 0.1 * k], group=k) for k in range(5)] + [row(1, [-5 - 0.2 * k], group=k) for k in range(5)]
+    rule = gandhi_dip_rules.calibrated(rows, 1)
+    assert gandhi_dip_rules.rightly(rows, rule).all() and rule.threshold > 0.99
+
+
+def test_a_rule_that_has_nothing_to_go_by_is_seen_by_leaving_photographs_out():
+    """Random walks of 200 looks: a rule is always found that parts them, and says nothing of the others."""
+    rng = np.random.default_rng(0)
+    rows = [row(k % 2, np.cumsum(rng.normal(size=200)).tolist(), group=k) for k in range(20)]
+    found = gandhi_dip_rules.left_out(rows, 5)
+    assert found["images"] == found["photographs"] == 20
+    assert found["own"] > 0.7 and found["left_out"] < 0.65
+    # and one that has: the classes part from the look 100 on, whichever photograph is left out
+    ends = [[4.0 * one["label"] - 2] * 100 for one in rows]
+    sure = [row(one["label"], one["said"][:100] + ends[k], group=k // 2) for k, one in enumerate(rows)]
+    found = gandhi_dip_rules.left_out(sure, 5)
+    assert (found["photographs"], found["own"], found["left_out"]) == (10, 1, 1)
+    assert np.isnan(gandhi_dip_rules.left_out([row(0, [1.0], group=0), row(1, [2.0], group=1)], 1)["left_out"])
+
+
 def test_a_given_threshold_has_the_look_that_suits_it():
     """Scores go down together: threshold 0.5 lies between the classes at the first look, 0.25 at the second alone."""
     rows = [row(0, [-1, 0.5], group=k) for k in range(3)] + [row(1, [1, 2], group=k) for k in range(3)]
-    assert gandhi_dip.calibrated(rows, 1, 0.5) == Rule("drawn", 0, 0.5, 1)
-    assert gandhi_dip.calibrated(rows, 1, 0.25) == Rule("drawn", 1, 0.25, 1)
+    assert gandhi_dip_rules.calibrated(rows, 1, 0.5) == Rule("drawn", 0, 0.5, 1)
+    assert gandhi_dip_rules.calibrated(rows, 1, 0.25) == Rule("drawn", 1, 0.25, 1)
 
 
 def test_a_score_on_the_threshold_is_called_fake_everywhere():
     """Reals score 0.73, fakes 0.5: by the calibration, the table, the strata and along the way alike."""
     rows = [row(0, [-1.0], "clean real", k) for k in range(3)] + [row(1, [0.0], "clean fake", k) for k in range(3)]
-    rule = gandhi_dip.calibrated(rows, 1, 0.5)
+    rule = gandhi_dip_rules.calibrated(rows, 1, 0.5)
     assert rule == Rule("drawn", 0, 0.5, 1)  # parts them without error only if 0.5 is called fake
     found = gandhi_dip.figures(rows, rule)
     assert {name: e.value for name, e in found.items()} == dict.fromkeys(found, 1.0)
     assert [e.value for e in gandhi_dip.by_stratum(rows, rule).values()] == [1, 1]
-    assert gandhi_dip.early(rows, rule, 1)[0].tolist() == [False] * 3 + [True] * 3
+    assert gandhi_dip_rules.early(rows, rule, Early(1, 0))[0].tolist() == [False] * 3 + [True] * 3
 
 
 PRIOR = Prior(NETWORKS["small"], 20)
@@ -81,7 +104,7 @@ def test_what_differs_says_which_iteration_is_the_papers_and_which_ours():
 
 def test_a_rule_needs_both_classes():
     with pytest.raises(InputError, match="both classes"):
-        gandhi_dip.calibrated([row(1, [0.0, 1.0])], 1)
+        gandhi_dip_rules.calibrated([row(1, [0.0, 1.0])], 1)
 
 
 def test_the_papers_table_comes_back_from_its_counts():
@@ -145,20 +168,37 @@ def test_clean_images_have_rates_too_and_the_printout_says_of_what(capsys):
     assert rates["clean real"]["undefended"].value == 1 and rates["FGSM white"]["undefended"].value == 0
     assert rates["clean real"]["calibrated"].value == 0.75 and rates["clean fake"]["calibrated"].value == 1
     assert rates["FGSM white"]["calibrated"].value == pytest.approx(2 / 3)
-    told = gandhi_dip_table.stands_on(alone)
+    held = {"calibrated": {"images": 20, "photographs": 14, "own": 0.8, "left_out": 0.55}}
+    told = gandhi_dip_table.stands_on(alone, held)
     gandhi_dip_table.show(Console(width=250), found["table"], found["strata"], rates, told)
     shown = capsys.readouterr().out
     e = rates["FGSM white"]["calibrated"]
     assert 0 <= e.low < e.value < e.high <= 1 and metrics.percent(e) in shown
+    assert "chosen on 20 images of 14 photographs" in shown and "calibrated 80 and 55" in shown
     assert "Real recall is over reals that the detector alone already calls rightly (80 [70, 90] % of all 50" in shown
 
 
 def test_deciding_along_the_way_takes_the_first_run_of_looks_above_the_threshold():
     rows = [row(0, [1, -1, -1, 1, 1]), row(0, [-1, 1, -1, 1, -1]), row(1, [1, 1, 1, 1, -1])]
-    called, took = gandhi_dip.early(rows, Rule("drawn", 4, 0.5, 1), patience=2)
+    called, took = gandhi_dip_rules.early(rows, Rule("drawn", 4, 0.5, 1), Early(2, 0))
     assert called.tolist() == [False, False, False] and took.tolist() == [3, 5, 5]
-    called, took = gandhi_dip.early(rows, Rule("drawn", 3, 0.5, 1), patience=2)
+    called, took = gandhi_dip_rules.early(rows, Rule("drawn", 3, 0.5, 1), Early(2, 0))
     assert called.tolist() == [False, True, True] and took.tolist() == [3, 4, 4]
+
+
+def test_along_the_way_is_chosen_so_that_it_costs_its_own_images_nothing():
+    """Reals look real from the third look on, fakes at the first look alone: to wait for it is right, and enough."""
+    rows = [row(0, [3, 3, -3, -3, -3, -3]), row(1, [-3, 3, 3, 3, 3, 3])]
+    rule = Rule("drawn", 5, 0.5, 1)
+    how = gandhi_dip_rules.hasty(rows, rule)
+    called, took = gandhi_dip_rules.early(rows, rule, how)
+    assert called.tolist() == [False, True] and took.tolist() == [3, 6] and how.first > 0
+    found = gandhi_dip_rules.hastened(rows, rule, Prior(look=10), how)
+    assert (found["accuracy"], found["accuracy_of_rule"]) == (1, 1)
+    assert (found["iterations"], found["iterations_of_reals"]) == (45, 30)
+    assert np.isnan(gandhi_dip_rules.hastened(rows[1:], rule, Prior(look=10), how)["iterations_of_reals"])
+    told = gandhi_dip_table.along_the_way(found, Prior(look=10))
+    assert "accuracy 100 % where the rule has 100, mean 45 iterations, of reals 30" in told
 
 
 def drawn_by(monkeypatch, folder: Path, compute: Compute, cut: bool) -> list[tuple[int, int]]:
@@ -296,6 +336,14 @@ def test_the_driver_ends_and_a_run_whose_ledger_was_cut_ends_alike(ground, tmp_p
     assert (cut / "drawn/ledger.jsonl").read_text() == "".join(lines)
     assert json.loads((cut / "results.json").read_text()) == found
 
+    # drawn as far as the rules look: the same verdicts
+    drive(monkeypatch, driver, words(ground, tmp_path / "early", "--prior.early"))
+    short = json.loads((tmp_path / "early/results.json").read_text())
+    assert short["rules"] == found["rules"] and short["table"] == found["table"]
+    looks = 1 + max(rule["look"] for rule in found["rules"].values())
+    early = [json.loads(line) for line in (tmp_path / "early/drawn/ledger.jsonl").read_text().splitlines()]
+    assert [r["said"] for r in early] == [r["said"][:looks] for r in rows]
+
 
 @pytest.mark.parametrize(
     ("more", "fault"),
@@ -311,6 +359,21 @@ def test_the_driver_ends_and_a_run_whose_ledger_was_cut_ends_alike(ground, tmp_p
 def test_what_cannot_be_used_is_refused_in_one_line(ground, tmp_path, monkeypatch, capsys, more, fault):
     assert fault in refusal(monkeypatch, capsys, driver, words(ground, tmp_path / "no", *more))
     assert not (tmp_path / "no").exists()
+
+
+def test_a_test_split_of_which_no_real_is_called_rightly_is_refused_before_anything_is_attacked(
+    ground, tmp_path, monkeypatch, capsys
+):
+    """Both networks call every image of the test split fake."""
+    test, said_of = sets.load(str(ground / "labels.csv"), "test", 32), driver.margins
+
+    def margins(forward, images, compute):
+        return said_of(forward, images, compute) + 99 * np.array_equal(images, test.images)
+
+    monkeypatch.setattr(driver, "margins", margins)
+    said = refusal(monkeypatch, capsys, driver, words(ground, tmp_path / "out"))
+    assert "nothing can be told of the test split" in said and "no real is among them" in said
+    assert not (tmp_path / "out/calibration").exists()
 
 
 def test_a_detector_that_calls_no_real_rightly_is_refused_before_anything_is_attacked(

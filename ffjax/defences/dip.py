@@ -24,6 +24,7 @@ from ffjax.attacks.trail import wide
 from ffjax.defences import skip_network
 from ffjax.defences.skip_network import NETWORKS, Params, Skip
 from ffjax.errors import InputError
+from ffjax.gradients import Transform
 from ffjax.objectives import margin
 from ffjax.types import Array, Batch, Forward, Process
 
@@ -38,8 +39,9 @@ class Prior(NamedTuple):
 
     drop: PSNR in dB that may be lost against the last copy of the parameters before they are put back; that copy is
     made every `guard` steps (there: every one). look: steps between two looks of the detector. settle: a row is done
-    once this many looks in a row have called it real by at least `sure` (logit units); 0: never. A fake looks as every
-    blurred image does from the start, so only a real can be settled early.
+    once this many looks in a row at what was drawn have called it real by at least `sure` (logit units); 0: never. That
+    is the paper's asymmetry: what comes to be called real is real, a fake never is. Where it does not hold
+    (gandhi_dip), both are to be calibrated, or settle left at 0.
     """
 
     network: Skip = NETWORKS["paper"]
@@ -180,9 +182,10 @@ def dip(prior: Prior, start: Params | None = None) -> Process:
     """Every image drawn by a network of its own, the detector looking on. start: parameters of one network that all
     begin at, in place of random ones (a warm start).
 
-    finish gives a Drawn. What a row gets is a function of the image, its id, the seed and the prior alone (a batch of
-    other images, or another number of them, rounds otherwise in the last bit, which hundreds of steps of Adam magnify:
-    tests/defences/test_dip.py states by how much).
+    finish gives a Drawn. What a row gets is a function of the image, its id, the seed and the prior: to the bit, alone
+    or with whatever others, while as many rows are drawn at once (engine.run fills up). Another number of rows rounds
+    otherwise in the last bit, and Adam's first steps, which are signs, magnify that: another drawing, though as near to
+    the image (tests/defences/test_dip.py states both).
     """
     init = _init(prior) if start is None else functools.partial(_begun, prior, start)
     return Process(init, _step(prior), _finish, prior.steps)  # type: ignore[arg-type]
@@ -264,6 +267,12 @@ def unrolled(prior: Prior, key: Array, images: Array, stride: int = 0) -> Array:
     if whole < prior.steps:
         at, _ = piece(at, jnp.arange(whole, prior.steps))
     return at.average
+
+
+def transform(prior: Prior) -> Transform:
+    """`unrolled` under the type of the other purifiers (ffjax.defences.purifiers), the key deciding the first
+    parameters: for small images and few steps, since all of it is one program."""
+    return lambda key, image: unrolled(prior, key, image[None])[0]
 
 
 def _frozen(done: Array, old: Drawing, new: Drawing) -> Drawing:

@@ -47,6 +47,19 @@ def test_votes_are_those_of_the_copies_one_by_one():
     np.testing.assert_array_equal(found.mask, sum((np.asarray(one.mask) > 0).astype(int) for one in said))
 
 
+def test_a_copy_votes_where_it_exceeds_the_thresholds():
+    """Each of its own: the verdict's moves no pixel and the mask's no verdict; by default both are 0."""
+    draws = [smoothing.answers(TWO, IMAGES, IDS, jnp.array([k]), 0.25, 3) for k in range(6)]
+    margins, mask = (np.concatenate([np.asarray(one[part]) for one in draws], axis=1) for part in (0, 1))
+    at = smoothing.Thresholds(float(np.median(margins)) + 1e-3, float(np.quantile(mask, 0.8)) + 1e-3)
+    plain = smoothing.count(TWO, IMAGES, IDS, 0.25, 3, 0, 6, 6)
+    found = smoothing.count(TWO, IMAGES, IDS, 0.25, 3, 0, 6, 6, at)
+    for counts, t in ((plain, smoothing.AS_TRAINED), (found, at)):
+        np.testing.assert_array_equal(counts.fake, np.sum(margins > t.margin, axis=1))
+        np.testing.assert_array_equal(counts.mask, np.sum(mask > t.mask, axis=1))
+    assert np.any(plain.fake != found.fake) and np.any(plain.mask != found.mask)
+
+
 def test_other_ids_seeds_and_numbers_draw_otherwise():
     some = jnp.arange(4)
     whole = np.asarray(smoothing.noise(3, jnp.arange(50), some, (6, 6, 3)))
