@@ -36,7 +36,7 @@ from ffjax import detectors, dip_adaptive, dip_adaptive_table, figures, individu
 from ffjax.data import sets
 from ffjax.defences.dip import Prior
 from ffjax.defences.skip_network import NETWORKS
-from ffjax.dip_adaptive import TUNED, Row, Setting
+from ffjax.dip_adaptive import JUDGES, Row, Setting
 from ffjax.engine import Compute
 from ffjax.errors import InputError
 from ffjax.progress import stage, step
@@ -115,7 +115,8 @@ def main(cfg: Config) -> None:
         counts = {"test": cfg.images, "validation": cfg.calibrate}
         test, held = (dip_adaptive.cropped(sets.load(cfg.data, s, cfg.whole, n), cfg.size) for s, n in counts.items())
     folder = run.open_run(cfg.out, cfg)
-    study.check_inputs(folder, networks, {"test": {"data": test}, "validation": {"data": held}})
+    sets_shown = {"test": {"data": test}, "validation": {"data": held}}
+    study.check_inputs(folder, networks, sets_shown, dip_adaptive.settings(setting))
     judges = dip_adaptive.judges(setting, detector)
 
     def attacked(name: str, runner: Any, data: ImageSet, ids: np.ndarray) -> list[Row]:
@@ -124,9 +125,8 @@ def main(cfg: Config) -> None:
             return dip_adaptive.attack(path, data, [int(i) for i in ids], runner, judges, setting, tell)
 
     tuned = attacked("held-out", dip_adaptive.unchanged, held, np.arange(len(held.labels)))
-    chosen = {judge: dip_adaptive.calibrated(tuned, judge) for judge in TUNED}
+    chosen = {judge: dip_adaptive.calibrated(tuned, judge) for judge in JUDGES}
     thresholds = {judge: threshold for judge, (threshold, _) in chosen.items()}
-    thresholds["unrounded"] = thresholds["own"]
     trace = _trace(folder.folder / "gradients.json", setting, thresholds["own"], test, detector)
     compute = replace(cfg.compute, batch=cfg.batch)
     runners = dip_adaptive.runners(setting, thresholds, detector, other, compute, partial(_note, console, cfg))
@@ -134,15 +134,21 @@ def main(cfg: Config) -> None:
         name: attacked(name, runner, test, _first(test, cfg.few if name == "square" else cfg.images))
         for name, runner in runners.items()
     }
-    found = dip_adaptive.figures(ledgers, thresholds)
+    found, knows = dip_adaptive.figures(ledgers, thresholds), dip_adaptive.competence(ledgers["clean"], thresholds)
     told = dip_adaptive_table.differs(setting, cfg.whole, cfg.size, cfg.data, chosen, len(held.labels))
     figures.save(figures.styled(dip_adaptive_table.bars, found), folder / "figures/adaptive.png")
     run.write_json(
         folder / "results.json",
-        {"table": metrics.plain(found), "thresholds": thresholds, "calibrated": chosen, "gradients": trace}
+        {
+            "table": metrics.plain(found),
+            "competence": metrics.plain(knows),
+            "thresholds": thresholds,
+            "calibrated": chosen,
+            "gradients": trace,
+        }
         | {"stands_on": told, "environment": study.environment()},
     )
-    dip_adaptive_table.show(console, found, told, trace)
+    dip_adaptive_table.show(console, found, knows, told, trace)
 
 
 def _note(console: Console, cfg: Config, done: int) -> None:

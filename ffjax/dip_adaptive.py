@@ -17,6 +17,7 @@ import numpy as np
 
 from ffjax import attempts, goals, individual, ledger, metrics
 from ffjax.attacks.descent import descent
+from ffjax.attacks.fast_gradient import low_pgd
 from ffjax.attempts import Runner
 from ffjax.data import codecs
 from ffjax.defences import dip_gradients
@@ -24,17 +25,17 @@ from ffjax.defences.dip import Prior
 from ffjax.defences.dip_gradients import Secret, Trace
 from ffjax.engine import Compute
 from ffjax.errors import InputError
+from ffjax.findings import TRUSTED
+from ffjax.gradients import Estimator, Slope
 from ffjax.metrics import Estimate
 from ffjax.objectives import margin
-from ffjax.types import AttackResult, Batch, Forward, Goal, ImageSet, Process
+from ffjax.types import Array, AttackResult, Batch, Forward, Goal, ImageSet, Process
 
 Row = dict[str, Any]
-JUDGES = ("undefended", "own", "unrounded", "fresh")
-"""Of 8-bit images the bare detector; the defended one under the key that the attacker knows; under another. unrounded:
-the second of these, of the image as it was before 8 bits, for who would know whether rounding it was the defence."""
-TUNED = ("undefended", "own", "fresh")
-"""Judges that have a threshold of their own."""
-CONTROLS = ("clean", "noise")
+JUDGES = ("undefended", "own", "fresh")
+"""Of 8-bit images the bare detector; the defended one under the key that the attacker knows; under another."""
+CONTROLS = ("clean", "noise", "noises")
+"""noises: of as many draws as PGD has steps the worst, by scores through DIP: what asking so often comes to alone."""
 ATTACKS = {
     "pgd": "PGD on the detector, unaware of DIP",
     "exact": "PGD, exact gradients through DIP",
@@ -47,10 +48,6 @@ ATTACKS = {
     "transfer": "PGD on another detector",
     "square": "Square through DIP, scores alone",
 }
-LOW_STEP = 0.25
-"""Share of the bound that a low-frequency attack moves its values by: of 0.05, 0.1, 0.25 and 0.5 the one that went
-farthest in 20 steps on the bare detector (8 + 8 images, 64 px, l_inf 4/255: mean margin past the boundary 0.59, 0.77,
-0.84 and 0.79; 9 broken by each)."""
 LEAST = 2
 """Iterations that a gradient must go back through: the last one alone has no say."""
 WORST, CHOSEN = "strongest per image", "strongest by the attacker's key"
@@ -130,23 +127,25 @@ def runners(
     nothing of DIP are after the bare detector's, the others after the defended one's under the attacker's key.
 
     Whatever the goal, every PGD goes on after it is reached: a verdict that has just turned would turn back under
-    another key, or in 8 bits. Those through DIP, and of low frequencies, start from the clean image.
+    another key. Those through DIP, and of low frequencies, start from the clean image. Whoever asks the defended
+    detector asks it of 8-bit images, as it will be judged: to DIP another rounding is another image.
     """
     bare, behind = (partial(goals.verdict, threshold=thresholds[judge]) for judge in ("undefended", "own"))
     known, _ = secrets(setting.seed, setting.draws)
-    front = dip_gradients.defended(setting.prior, known[0], detector)
+    front = stored(dip_gradients.defended(setting.prior, known[0], detector))
     pgd = attempts.built("pgd", "linf", bare, {"steps": setting.steps, "stop": False})
     square = attempts.built("square", "linf", behind, {"steps": setting.queries, "stop": False})
 
     def aware(last: int | None = None, draws: int = 1, shape: Callable[..., Process] = climb, **how: Any) -> Runner:
         goal = behind("margin")
         slopes = dip_gradients.through(goal, setting.prior, known[:draws], detector, last, **how)
-        return by_hand(shape(setting, goal, slopes), front, watch)
+        return by_hand(shape(setting, goal, at_stored(slopes)), front, watch)
 
     return {
         "clean": unchanged,
         # a goal that nothing reaches: else an image that the bare detector calls wrongly would be handed in as it is
         "noise": attempts.once(attempts.built("noise", "linf", partial(bare, confidence=1e9)), detector, compute),
+        "noises": by_hand(attempts.built("noise", "linf", behind, {"draws": setting.steps}), front, watch),
         "pgd": attempts.once(pgd, detector, compute),
         "exact": aware(),
         "late": aware(max(LEAST, setting.prior.steps - setting.skip)),
@@ -160,17 +159,34 @@ def runners(
     }
 
 
-def climb(setting: Setting, goal: Goal, slopes: Any) -> Process:
+def climb(setting: Setting, goal: Goal, slopes: Estimator) -> Process:
     """PGD from the clean image along an estimator's gradients."""
-    return descent(goal, steps=setting.steps, step=0.1, start="zero", estimator=slopes, stop=False)
+    return descent(goal, steps=setting.steps, step=_stride(setting, 0.1), start="zero", estimator=slopes, stop=False)
 
 
-def climb_low(setting: Setting, goal: Goal, slopes: Any = None) -> Process:
+def climb_low(setting: Setting, goal: Goal, slopes: Estimator | None = None) -> Process:
     """The same of low frequencies alone; along the detector's own gradients by default."""
-    rule = dip_gradients.coarse(setting.cells, LOW_STEP)
-    return descent(
-        goal, steps=setting.steps, step=1, start="zero", estimator=slopes, rule=rule, follow=lambda d: d, stop=False
-    )
+    step = _stride(setting, 0.25)
+    return low_pgd(goal, steps=setting.steps, cells=setting.cells, step=step, estimator=slopes, stop=False)
+
+
+def _stride(setting: Setting, share: float) -> float:
+    """That share of the bound, but a level at least: less is lost when the image is stored."""
+    return max(share, 1 / (255 * setting.eps))
+
+
+def stored(forward: Forward) -> Forward:
+    """The same of images as 8 bits hold them; called from the host."""
+    return lambda images: forward(jnp.asarray(codecs.png(np.asarray(images))))
+
+
+def at_stored(slopes: Estimator) -> Estimator:
+    """Slopes at images as 8 bits hold them; the derivative of that rounding is taken to be 1."""
+
+    def at(keys: Array, images: Array, batch: Batch, eps: Array, forward: Forward) -> Slope:
+        return slopes.at(keys, jnp.asarray(codecs.png(np.asarray(images))), batch, eps, forward)
+
+    return slopes._replace(at=at)
 
 
 def judges(setting: Setting, detector: Forward) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
@@ -233,7 +249,6 @@ def _attacked(
     images = codecs.png(np.asarray(result.images))
     far = np.abs(images - batch.images).max(axis=(1, 2, 3))
     told = {name: judge(images) for name, judge in said.items()}
-    told |= {"unrounded": said["own"](np.asarray(result.images))}
     seconds = round((time.monotonic() - began) / len(block), 2)
     return [
         {"id": int(i), "name": data.names[i], "label": int(data.labels[i]), "group": int(data.groups[i])}
@@ -271,6 +286,26 @@ def calibrated(rows: Sequence[Row], judge: str) -> tuple[float, float]:
         raise InputError(f"no threshold can be calibrated: {where} fakes score no higher than reals")
     calls = (said > threshold) == (labels == 1)
     return threshold, float((calls[labels == 1].mean() + calls[labels == 0].mean()) / 2)
+
+
+def settings(setting: Setting) -> dict[str, str]:
+    """For study.check_inputs: what no flag of the driver says."""
+    told = {"prior": str(setting.prior), "keys": str(secrets(setting.seed, setting.draws))}
+    return told | {"attacks": "; ".join(f"{k}: {v}" for k, v in ATTACKS.items()), "controls": ", ".join(CONTROLS)}
+
+
+def competence(rows: Sequence[Row], thresholds: Mapping[str, float]) -> dict[str, dict[str, Any]]:
+    """Judge -> of clean test images auc (Estimate), whatever the threshold; balanced accuracy at it; and trusted:
+    whether that is enough for a claim (findings.TRUSTED)."""
+    labels, groups = (np.array([row[name] for row in rows]) for name in ("label", "group"))
+    found = {}
+    for judge, threshold in thresholds.items():
+        said = np.array([row["margins"][judge] for row in rows])
+        calls = (said > threshold) == (labels == 1)
+        balanced = float(np.mean([calls[labels == label].mean() for label in (0, 1)]))
+        auc = metrics.summary(metrics.Scores(labels, groups, said, said))["clean_auc"]
+        found[judge] = {"auc": auc, "balanced": balanced, "trusted": balanced >= TRUSTED}
+    return found
 
 
 Shares = dict[str, dict[str, Estimate]]

@@ -13,21 +13,31 @@ from ffjax import metrics
 from ffjax.defences.dip_gradients import Trace
 from ffjax.dip_adaptive import ATTACKS, CHOSEN, JUDGES, WORST, Setting, Shares
 from ffjax.figures import INK
+from ffjax.findings import TRUSTED
 
 HEADS = {"undefended": "bare\ndetector", "own": "DIP, the\nattacker's key"}
-HEADS |= {"unrounded": "the same,\nbefore 8 bits", "fresh": "DIP,\na fresh key"}
-NAMES = {"clean": "clean", "noise": "noise of the same bound"} | ATTACKS | {WORST: WORST, CHOSEN: CHOSEN}
+HEADS |= {"fresh": "DIP,\na fresh key"}
+NAMES = {"clean": "clean", "noise": "noise of the same bound", "noises": "noise, the worst of as many draws"}
+NAMES |= ATTACKS | {WORST: WORST, CHOSEN: CHOSEN}
+LITTLE = f"on clean test images its balanced accuracy is below {100 * TRUSTED:.0f} %, what falls had hardly stood"
 COLOURS = {"fakes": "#D55E00", "reals": "#0072B2"}
 
 
-def show(console: Console, found: Mapping[str, Shares], told: str, trace: Mapping[str, Any]) -> None:
-    """found: of dip_adaptive.figures. trace: of `plain_trace`."""
+def show(
+    console: Console, found: Mapping[str, Shares], knows: Mapping[str, Any], told: str, trace: Mapping[str, Any]
+) -> None:
+    """found: of dip_adaptive.figures. knows: of dip_adaptive.competence. trace: of `plain_trace`."""
+    for judge, of in knows.items():
+        if not of["trusted"]:
+            console.print(f"[bold red]no claim[/] of the {HEADS[judge].replace(chr(10), ' ')}: {LITTLE}")
     heads = [f"{HEADS[judge]}\n{kind}" for judge in JUDGES for kind in ("fakes", "reals")]
     table = Table("", "fakes\n+ reals", *heads, title="rightly called, clean and as attacked (%)", show_lines=True)
     for name, shares in found.items():
         one = shares["own"]
         cells = [metrics.percent(shares[judge][kind]) for judge in JUDGES for kind in ("fakes", "reals")]
         table.add_row(NAMES[name], f"{one['fakes'].n} + {one['reals'].n}", *cells)
+    parted = [cell for judge in JUDGES for cell in (metrics.percent(knows[judge]["auc"]), "")]
+    table.add_row("clean AUC", "", *parted)
     console.print(table)
     console.print(told, highlight=False, soft_wrap=True)
     console.print(spoken(trace), highlight=False, soft_wrap=True)
@@ -55,7 +65,13 @@ def spoken(trace: Mapping[str, Any]) -> str:
 def bars(found: Mapping[str, Shares]) -> Figure:
     """Accuracy on fakes and on reals: the bare detector, then behind DIP every row; a dot where the key is fresh."""
     shown = [("bare, clean", "clean", "undefended"), ("bare, PGD", "pgd", "undefended")]
-    names = {"clean": "DIP, clean", "noise": "DIP, noise", "pgd": "unaware PGD", "low": "low frequencies"}
+    names = {
+        "clean": "DIP, clean",
+        "noise": "DIP, noise",
+        "noises": "many noises",
+        "pgd": "unaware PGD",
+        "low": "low frequencies",
+    }
     names |= {"low-truncated": "low frequencies,\ntruncated"}
     names |= {"eot": "EOT", "bpda": "BPDA", WORST: "strongest\nper image"}
     shown += [(names.get(name, name), name, "own") for name in found if name != CHOSEN]
@@ -92,8 +108,8 @@ def differs(setting: Setting, whole: int, size: int, data: str, held: Mapping[st
         f"{prior.average:g}, one code, noise and start for all images. Thresholds of the margin, each calibrated for "
         f"its column on {n} validation images: {known}. l_inf bound {255 * setting.eps:g}/255; PGD {setting.steps} "
         f"steps, late: but for the first {setting.skip} iterations, truncated and EOT: the last {setting.last}, EOT: "
-        f"over {setting.draws} keys, Square {setting.queries} queries. Attacked images are shown as 8-bit PNG, but in "
-        "the column that says otherwise. Intervals are over photographs, and hold neither other keys nor seeds. An "
-        "image called wrongly as it is counts as wrong everywhere; "
+        f"over {setting.draws} keys, Square {setting.queries} queries; the worst of {setting.steps} draws of noise. "
+        "Images are 8-bit to attackers and judges alike. Intervals are over photographs, and hold neither other keys "
+        "nor seeds. An image called wrongly as it is counts as wrong everywhere; "
         "what the strongest does to a fresh key is the worst of several tries at it, 'by the attacker's key' is not."
     )

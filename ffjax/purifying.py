@@ -8,7 +8,7 @@ strongest attacker of each image counts.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +18,7 @@ import numpy as np
 
 from ffjax import attempts, goals, individual, ledger, purifying_sums, run, sanity
 from ffjax.attacks.descent import descent
+from ffjax.attacks.fast_gradient import low_pgd
 from ffjax.attempts import Runner
 from ffjax.data import codecs
 from ffjax.defences.purifiers import PURIFIERS, Purifier, around, pooled, purified, unchanged
@@ -27,7 +28,7 @@ from ffjax.evaluate import margins
 from ffjax.gradients import Estimator, Slope, Transform, exact
 from ffjax.individual import Row
 from ffjax.purifying_sums import AWARE, FORMS, MADE, WHITE, Cells, before, share_right
-from ffjax.types import Array, AttackResult, Batch, Forward, Goal, ImageSet, Outputs
+from ffjax.types import Array, AttackResult, Batch, Forward, Goal, ImageSet, Outputs, Process
 
 FRESH = 15
 """Draws by which a random purifier is judged, and as many others by which it is calibrated; odd, so that none is
@@ -42,6 +43,8 @@ NONE = "none"
 JUDGED, ASKED, CALIBRATED = ((1 << 32) - k for k in (1, 2, 3))
 """Folded into the seed's key for the draws that judge, those that attackers ask and those by which thresholds are
 calibrated; past the number of any example."""
+
+DERIVATIVES = {"bpda": "the identity's derivative", "soft": "a softer derivative"}
 
 Maker = Callable[[Batch], np.ndarray]
 """batch -> images (B, H, W, C) float32 in [0, 1]."""
@@ -112,7 +115,7 @@ def made(
     """(N, H, W, C) float32: PGD on a detector as it is, past the boundary to the last step, so that the threshold of
     setting makes no difference. Kept at `path`."""
     if not path.exists():
-        attack = _pgd(unchanged(), forward, setting, compute)
+        attack = _climb(unchanged(), False, forward, setting, compute)
         parts = []
         for ids in _parts(np.arange(len(data.labels)), compute):
             parts.append(_images(attack, setting)(individual.batch_of(data, ids)))
@@ -126,15 +129,16 @@ def makers(
 ) -> dict[str, Maker]:
     """Kind -> what makes its images. known: those of MADE, of the whole set. Attackers of a random purifier see `draws`
     draws at a time: gradients through ever new ones (EOT), scores by draws of their own that do not change. longer is
-    exact, gone on with for as many steps again."""
+    soft, or exact where there is none, gone on with for as many steps again."""
     asked = _asked(purifier, forward, setting)
     build = partial(attempts.named, norm="linf", goal=_goal(setting), forward=asked, compute=compute)
     # past the boundary of draws that it saw an image may still be short of others'
     square = build("square", options={"steps": setting.queries, "stop": not purifier.random})
-    climb = partial(_eot if purifier.random else _pgd, forward=forward, compute=compute)
-    own, twice = purifier.transform, setting._replace(steps=2 * setting.steps)
-    runners = {"noise": build("noise"), "exact": climb(own, setting=setting), "longer": climb(own, setting=twice)}
-    runners |= {"bpda": climb(around(own), setting=setting), "square": square}
+    own, best, twice = purifier.transform, _climbed(purifier), setting._replace(steps=2 * setting.steps)
+    climb = partial(_climb, random=purifier.random, forward=forward, compute=compute)
+    runners = {"noise": build("noise"), "exact": climb(own, setting=setting), "longer": climb(best, setting=twice)}
+    runners |= {"bpda": climb(around(own), setting=setting), "soft": climb(best, setting=setting)}
+    runners |= {"low": climb(best, setting=setting, shape=low_pgd), "square": square}
     found: dict[str, Maker] = {"clean": lambda batch: np.asarray(batch.images)}
     found |= {kind: lambda batch, images=images: images[batch.ids] for kind, images in known.items()}
     return found | {kind: _images(runner, setting) for kind, runner in runners.items()}
@@ -142,7 +146,9 @@ def makers(
 
 def kinds(name: str) -> list[str]:
     """Of the images shown to a detector behind that purifier; without one, PGD that does not know of it is exact."""
-    return ["clean", "noise", *(kind for kind in AWARE if name != NONE or kind not in WHITE)]
+    known = PURIFIERS.get(name)
+    lacking = set(WHITE) if name == NONE else {"soft"} if known is None or known.soft is None else set()
+    return ["clean", "noise", *(kind for kind in AWARE if kind not in lacking)]
 
 
 def cell(
@@ -185,9 +191,9 @@ def flags(
     for kind in MADE:
         if kind not in white and left[kind] < best:
             found[f"{kind}_beats_white_box"] = f"{kind} images leave {left[kind]:.0%}, gradients {best:.0%}"
-    if "bpda" in white and left["bpda"] < left["exact"]:
-        told = f"the identity's derivative leaves {left['bpda']:.0%}, the purifier's own {left['exact']:.0%}"
-        found["bpda_beats_exact"] = told
+    for kind, told in DERIVATIVES.items():
+        if kind in left and "exact" in left and left[kind] < left["exact"]:
+            found[f"{kind}_beats_exact"] = f"{told} leaves {left[kind]:.0%}, the purifier's own {left['exact']:.0%}"
     under &= stands["longer"]
     found |= sanity.of_ensemble({"square": int(np.sum(under & ~stands["square"]))}, ["square"])
     stood = _right(cells, before("longer", cells), data, setting)
@@ -203,7 +209,7 @@ def _unbounded(
     ids = np.flatnonzero(stands)[:MOST]
     if not len(ids):
         return {}
-    climb = (_eot if purifier.random else _pgd)(purifier.transform, forward, setting, compute)
+    climb = _climb(_climbed(purifier), purifier.random, forward, setting, compute)
     runner = _judged(climb, judges(purifier, forward, setting.seed), setting, compute)
     return sanity.of_effort(runner, None, individual.batch_of(data, ids), setting.eps, 1.0, setting.seed)
 
@@ -228,18 +234,30 @@ def _goal(setting: Setting) -> Callable[..., Goal]:
     return partial(goals.verdict, threshold=setting.threshold)
 
 
-def _pgd(transform: Transform, forward: Forward, setting: Setting, compute: Compute) -> Runner:
-    """On a purifier that draws nothing: whatever the key."""
-    options = {"steps": setting.steps, "stop": False}
-    defended = purified(transform, _keys(ASKED, 1, setting.seed)[0], forward)
-    return attempts.named("pgd", "linf", _goal(setting), defended, compute, options)
+def _climbed(purifier: Purifier) -> Transform:
+    return purifier.transform if purifier.soft is None else purifier.soft
 
 
-def _eot(transform: Transform, forward: Forward, setting: Setting, compute: Compute) -> Runner:
-    goal = _goal(setting)()
-    estimator = anew(goal, transform, setting.draws)
-    process = descent(goal, "linf", steps=setting.steps, estimator=estimator, stop=False)
-    return attempts.once(process, pooled(transform, _keys(ASKED, setting.draws, setting.seed), forward), compute)
+def _climb(
+    transform: Transform,
+    random: bool,
+    forward: Forward,
+    setting: Setting,
+    compute: Compute,
+    shape: Callable[..., Process] = descent,
+) -> Runner:
+    """PGD through a purifier; of a random one by EOT, of another whatever the key. shape: descent, or low_pgd."""
+    goal, count = _goal(setting)(), setting.draws if random else 1
+    keys = _keys(ASKED, count, setting.seed)
+    asked = pooled(transform, keys, forward) if random else purified(transform, keys[0], forward)
+    process = _process(shape, goal, setting.steps, transform if random else None, count)
+    return attempts.once(process, asked, compute)
+
+
+@cache
+def _process(shape: Callable[..., Process], goal: Goal, steps: int, drawn: Transform | None, draws: int) -> Process:
+    """One object for the same words, so that it is compiled once."""
+    return shape(goal, steps=steps, estimator=anew(goal, drawn, draws) if drawn else None, stop=False)
 
 
 def anew(goal: Goal, transform: Transform, draws: int) -> Estimator:

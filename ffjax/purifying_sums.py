@@ -20,12 +20,13 @@ from ffjax.types import ImageSet
 MADE = ("unaware", "transfer")
 """Made once, whatever the purifier: by PGD on the detector as it is, and on another."""
 
-WHITE = ("exact", "bpda")
-"""PGD with the purifier's own derivative, roundings passed straight through, and with the identity's in its place."""
+WHITE = ("exact", "bpda", "soft", "low")
+"""PGD through the purifier: with its own derivative, roundings passed straight through; with the identity's in its
+place; with a softer one of the same value, where one is known; and low frequencies alone (attacks.rules.coarse)."""
 
 LATE = ("longer", "square")
-"""Tried on what stands alone. longer: PGD through the purifier with twice the steps, on all that stands under MADE and
-WHITE. Square: on some of what stands under longer too."""
+"""Tried on what stands alone. longer: PGD through the purifier, by the softer derivative where there is one, with twice
+the steps, on all that stands under MADE and WHITE. Square: on some of what stands under longer too."""
 
 AWARE = (*MADE, *WHITE, *LATE)
 """All attackers, in the order in which they are tried."""

@@ -12,7 +12,7 @@ from rich.table import Table
 from ffjax import metrics
 from ffjax.figures import COLOURS, FAINT
 from ffjax.purifying import FRESH, named
-from ffjax.purifying_sums import FORMS, LATE, Entry, Level
+from ffjax.purifying_sums import FORMS, LATE, WHITE, Entry, Level
 
 SHOWN = ("clean", "noise", "unaware", "aware")
 COLOUR = {kind: COLOURS[key] for kind, key in zip(SHOWN, ("clean", "noise", "fixed", "uap"), strict=True)}
@@ -23,10 +23,11 @@ RULE = (
     "them, and intervals are over images, not over draws. An image called wrongly as it is counts as wrong everywhere. "
     "Each purifier has a threshold of its own, of best balanced accuracy on validation images, by draws of which none "
     "judges. aware: of each image the strongest of all attackers, also of those that do not know of the "
-    "purifier. longer is PGD through the purifier with twice the steps, on all that stands, in memory or stored, under "
-    "those named before it; Square comes last, and only to images that stand under longer too: each leaves so many of "
-    "those that it was tried on. untried: those that stand and that Square did not come to; so many of the aware may "
-    "be too many."
+    "purifier. soft is PGD by a derivative of the same value that is better climbed, where one is known; low moves low "
+    "frequencies alone; longer is soft, else exact, with twice the steps, on all that stands, in memory or stored, "
+    "under those named before it; Square comes last, and only to images that stand under longer too: each leaves so "
+    "many of those that it was tried on. untried: those that stand and that Square did not come to; so many of the "
+    "aware may be too many."
 )
 
 Flags = Mapping[str, Mapping[str, str]]
@@ -49,7 +50,7 @@ def show(console: Console, entries: Sequence[Entry], levels: Levels, flags: Flag
 
 def _table(entries: Sequence[Entry], levels: Levels, flags: Flags, eps: float, told: str, few: int) -> Table:
     title = f"called rightly (%), l_inf {eps:g}/255, {told}; square on up to {few} of either class that still stand"
-    alone = ("exact", "bpda", "transfer")
+    alone = (*WHITE, "transfer")
     heads = (*SHOWN, "untried", *(f"{kind}\nalone" for kind in alone), *(f"{kind}\nleaves" for kind in LATE), "flags")
     table = Table("purifier", "threshold,\nclean AUC (%)", "of", *heads, title=title)
     for purifier in dict.fromkeys(e.purifier for e in entries):
@@ -77,7 +78,9 @@ def plain(entries: Sequence[Entry], levels: Levels, flags: Flags) -> dict[str, A
     names = dict.fromkeys(e.purifier for e in entries)
     return {
         "rule": RULE,
-        "purifiers": {name: {k: v for k, v in named(name)._asdict().items() if k != "transform"} for name in names},
+        "purifiers": {
+            name: {k: v for k, v in named(name)._asdict().items() if k not in ("transform", "soft")} for name in names
+        },
         "levels": {name: metrics.plain(level._asdict()) for name, level in levels.items()},
         "entries": [metrics.plain(e._asdict()) for e in entries],
         "flags": {name: dict(found) for name, found in flags.items()},

@@ -13,13 +13,14 @@ from driven import drive, refusal
 from ground import lay
 
 from experiments import purify_eval
-from ffjax import goals, gradients, individual, purifying
+from ffjax import detectors, goals, gradients, individual, purifying, study
 from ffjax import purifying_sums as sums
-from ffjax.data import codecs
+from ffjax.data import codecs, sets
 from ffjax.defences import purifiers
 from ffjax.defences.purifiers import Purifier
 from ffjax.engine import Compute
 from ffjax.errors import InputError
+from ffjax.evaluate import margins
 from ffjax.purifying import Setting
 from ffjax.types import AttackResult, Batch, Forward, ImageSet
 
@@ -101,7 +102,7 @@ def test_it_attacks_tells_draws_and_goes_on_where_it_was_cut(ground, tmp_path, m
     assert all(lines(out / f"cells/{name}/longer.jsonl") for name in found["purifiers"])
 
     ledgers = {path: path.read_bytes() for path in [*out.glob("cells/*/*.jsonl"), *out.glob("calibration/*.jsonl")]}
-    assert len(ledgers) == 6 + 8 + 8 + 3
+    assert len(ledgers) == 6 + 9 + 9 + 3
     rows = lines(out / "cells/random_pad/exact.jsonl")
     assert len(rows) == 8 and all(len(row["margins"]["png"]) == purifying.FRESH for row in rows)
     for victim in ("cells/bits5/bpda", "cells/random_pad/exact", "cells/none/noise", "calibration/random_pad"):
@@ -230,7 +231,7 @@ def test_attackers_stay_inside_the_bound_and_noise_is_at_it():
     data, forward = toys.images(8), toys.forward()
     batch = individual.batch_of(data, np.arange(8))
     make = purifying.makers(purifier, forward, {}, setting, COMPUTE)
-    for kind in ("clean", "noise", "exact", "bpda", "longer", "square"):
+    for kind in ("clean", "noise", "exact", "bpda", "soft", "low", "longer", "square"):
         images = make[kind](batch)
         assert images.shape == batch.images.shape and images.min() >= 0 and images.max() <= 1
         assert np.abs(images - batch.images).max() <= 0.03 + 1e-6
@@ -496,6 +497,32 @@ def test_a_ledger_of_another_set_is_refused(tmp_path):
     path.write_text(json.dumps(row(5, 0, 1.0) | {"name": "other.png"}) + "\n")
     with pytest.raises(InputError, match="line 1 is of no image of this set"):
         purifying.cell(path, toys.images(8), np.arange(8), lambda batch: np.asarray(batch.images), [], COMPUTE)
+
+
+def test_a_softer_derivative_is_of_jpeg_alone_and_of_the_same_value():
+    key, image = jax.random.key(0), np.asarray(individual.batch_of(toys.images(1), np.arange(1)).images)[0]
+    for name, purifier in purifiers.PURIFIERS.items():
+        assert (purifier.soft is not None) == ("jpeg" in name) == ("soft" in purifying.kinds(name))
+        if purifier.soft is not None:
+            ways = (purifier.transform, purifier.soft)
+            np.testing.assert_array_equal(*(way(key, image) for way in ways))
+            own, soft = (jax.grad(lambda x, t=way: jnp.sum(jnp.square(t(key, x))))(jnp.asarray(image)) for way in ways)
+            assert np.abs(own - soft).max() > 1e-2
+
+
+@pytest.mark.slow
+def test_the_softer_derivative_breaks_jpeg_where_passing_roundings_straight_through_does_not():
+    """A shipped detector on its own faces: the trace that it goes by lies where JPEG's steps are coarse."""
+    data, compute = sets.load("a", "test", 128, 6), Compute(batch=12)
+    purifier, forward = purifiers.PURIFIERS["jpeg75"], detectors.load("meso4-a0")
+    said = study.networks([forward], 128)["meso4-a0"].forward
+    batch = individual.batch_of(data, np.arange(len(data.labels)))
+    make = purifying.makers(purifier, said, {}, Setting(2 / 255, 20, 1, 1, 0), compute)
+    (judge,) = purifying.judges(purifier, said, 0)
+    way = np.where(data.labels == 1, -1, 1)
+    past = {kind: way * margins(judge, make[kind](batch), compute) for kind in ("clean", "exact", "bpda", "soft")}
+    assert np.mean(past["soft"]) > np.mean(past["exact"]) > np.mean(past["clean"])
+    assert np.sum(past["soft"] > 0) > max(np.sum(past["exact"] > 0), np.sum(past["bpda"] > 0))
 
 
 def test_the_none_of_the_table_is_the_image_as_it_is():

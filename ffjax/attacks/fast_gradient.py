@@ -9,6 +9,7 @@ from ffjax.attacks import rules
 from ffjax.attacks.descent import descent
 from ffjax.attacks.rules import Rule
 from ffjax.errors import InputError
+from ffjax.gradients import Estimator
 from ffjax.types import Array, Goal, Process
 
 
@@ -31,6 +32,23 @@ def adam_pgd(goal: Goal, norm: str = "linf", *, steps: int = 40, rate: float = 0
     """Adam's direction, projected after each step. In l_inf its components are followed as they are (some rate * eps
     each), in other norms it is brought to unit norm."""
     return descent(goal, norm, steps=steps, step=rate, rule=rules.adam(), follow=_as_is(norm), stop=stop)
+
+
+def low_pgd(
+    goal: Goal,
+    *,
+    steps: int = 40,
+    cells: int = 8,
+    step: float = 0.25,
+    estimator: Estimator | None = None,
+    stop: bool = True,
+) -> Process:
+    """PGD of low frequencies alone, in l_inf from the clean image: rules.coarse. After Guo, Frank and Weinberger (UAI
+    2019), who keep the low frequencies of a cosine transform in place of what is linear between cells."""
+    rule = rules.coarse(cells, step)
+    return descent(
+        goal, steps=steps, step=1, start="zero", rule=rule, estimator=estimator, follow=lambda d: d, stop=stop
+    )
 
 
 def eot_pgd(

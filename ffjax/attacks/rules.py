@@ -48,6 +48,32 @@ def adam(b1: float = 0.9, b2: float = 0.999) -> Rule:
     return optax.scale_by_adam(b1, b2)
 
 
+def coarse(cells: int = 8, step: float = 0.25) -> Rule:
+    """Low frequencies alone: steps to be taken as they are (descent with step=1, follow=identity, start="zero").
+
+    It climbs by the signs among cells x cells values v in [-1, 1], a share `step` of the bound each time, and the
+    perturbation is eps times what is linear between them, but where [0, 1] cuts it. Such a perturbation is never
+    farther than its values are: clipping these is the projection to the l_inf ball. Of steps of 0.05, 0.1, 0.25 and 0.5
+    a quarter went farthest in 20 (resnet10-a0, 8 + 8 images, 64 px, 4/255: mean margin past the boundary 0.59, 0.77,
+    0.84 and 0.79; 9 broken by each).
+    """
+
+    def spread(values: Array, shape: tuple[int, ...]) -> Array:
+        return jax.image.resize(values, shape, "linear")
+
+    def init(params: Array) -> Array:
+        return jnp.zeros((cells, cells, params.shape[2]), params.dtype)
+
+    def update(updates: Array, state: Array, params: Array | None = None) -> tuple[Array, Array]:
+        del params
+        shape = updates.shape
+        (gathered,) = jax.linear_transpose(lambda v: spread(v, shape), state)(updates)
+        moved = jnp.clip(state + step * jnp.sign(gathered), -1, 1)
+        return spread(moved - state, shape), moved
+
+    return optax.GradientTransformation(init, update)  # pyright: ignore[reportArgumentType]
+
+
 def _each(change: Callable[[Array], Array]) -> Rule:
     """A rule without memory."""
     return optax.stateless(lambda updates, params: jax.tree.map(change, updates))

@@ -15,10 +15,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from ffjax import gradients
-from ffjax.attacks.rules import Rule
 from ffjax.defences import skip_network
 from ffjax.defences.dip import Drawing, Prior, advance, begin
 from ffjax.gradients import Estimator, Slope
@@ -135,28 +133,6 @@ def sloped(goal: Goal, forward: Forward, images: Array, batch: Batch) -> Slope:
     """The goal and its derivative at the images that the bare detector sees."""
     rows = len(batch.labels)
     return gradients.exact(goal).at(jnp.zeros(rows), images, batch, jnp.zeros(rows), forward)
-
-
-def coarse(cells: int, step: float) -> Rule:
-    """A rule for descent whose steps are taken as they are (step=1, follow=identity): it climbs by the signs among
-    cells x cells values v in [-1, 1], a share `step` of the bound each time, and the perturbation is eps times what is
-    linear between them, but where [0, 1] cuts it. Such a perturbation is never farther than its values are: clipping
-    these is the projection to the ball."""
-
-    def spread(values: Array, shape: tuple[int, ...]) -> Array:
-        return jax.image.resize(values, shape, "linear")
-
-    def init(params: Any) -> Any:
-        return jnp.zeros((cells, cells, params.shape[2]), params.dtype)
-
-    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        del params
-        shape = updates.shape
-        (gathered,) = jax.linear_transpose(lambda v: spread(v, shape), state)(updates)
-        moved = jnp.clip(state + step * jnp.sign(gathered), -1, 1)
-        return spread(moved - state, shape), moved
-
-    return optax.GradientTransformation(init, update)
 
 
 def _bounds(steps: int, every: int) -> list[int]:

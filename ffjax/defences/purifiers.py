@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from ffjax import transforms
 from ffjax.errors import InputError
 from ffjax.gradients import Transform
-from ffjax.jpeg import passed
+from ffjax.jpeg import cubic, passed
 from ffjax.types import Array, Forward, Outputs
 
 STRIDE = 1 / 8
@@ -23,12 +23,14 @@ STRIDE = 1 / 8
 
 class Purifier(NamedTuple):
     """transform: what is done. random: the key counts. exact: its derivative is that of its value, almost everywhere;
-    otherwise roundings are passed straight through. published: by whom."""
+    otherwise roundings are passed straight through. published: by whom. soft: the same value with a derivative that an
+    attacker climbs better by, where one is known."""
 
     transform: Transform
     random: bool
     exact: bool
     published: str
+    soft: Transform | None = None
 
 
 def unchanged() -> Transform:
@@ -111,9 +113,14 @@ def resize_pad(smallest: float) -> Transform:
     return lambda key, image: _in_range(shrunk(key, image))
 
 
+def _jpeg(low: int, high: int, published: str) -> Purifier:
+    soft = transforms.jpeg((low, high), rounding=cubic)
+    return Purifier(transforms.jpeg((low, high)), low < high, False, published, soft)
+
+
 PURIFIERS: dict[str, Purifier] = {
-    "jpeg75": Purifier(transforms.jpeg((75, 75)), False, False, "Dziugaite et al., arXiv 1608.00853"),
-    "jpeg50": Purifier(transforms.jpeg((50, 50)), False, False, "Dziugaite et al., arXiv 1608.00853"),
+    "jpeg75": _jpeg(75, 75, "Dziugaite et al., arXiv 1608.00853"),
+    "jpeg50": _jpeg(50, 50, "Dziugaite et al., arXiv 1608.00853"),
     "median3": Purifier(median(3), False, True, "Xu et al., NDSS 2018"),
     "bits5": Purifier(bit_depth(5), False, False, "Xu et al., NDSS 2018"),
     "tv": Purifier(total_variation(0.03, 10), False, True, "Guo et al., ICLR 2018; Chambolle 2004"),
@@ -122,7 +129,7 @@ PURIFIERS: dict[str, Purifier] = {
     "noise1": Purifier(transforms.noise(0.01), True, True, "Cohen et al., ICML 2019 (theirs is not cut to [0, 1])"),
     "noise3": Purifier(transforms.noise(0.03), True, True, "Cohen et al., ICML 2019 (theirs is not cut to [0, 1])"),
     "random_pad": Purifier(resize_pad(0.9), True, True, "Xie et al., ICLR 2018"),
-    "random_jpeg": Purifier(transforms.jpeg((50, 90)), True, False, "Das et al., KDD 2018 (theirs draws per block)"),
+    "random_jpeg": _jpeg(50, 90, "Das et al., KDD 2018 (theirs draws per block)"),
 }
 
 

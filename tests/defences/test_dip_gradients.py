@@ -180,35 +180,6 @@ def test_products_of_windows_are_the_convolution(window, stride, rows):
         np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-12)
 
 
-def spread(values):
-    """What is linear between few values."""
-    return jax.image.resize(jnp.asarray(values), toys.SHAPE, "linear")
-
-
-def test_a_coarse_step_is_the_steepest_of_those_between_few_values():
-    rng = np.random.default_rng(0)
-    g, rule = jnp.asarray(rng.normal(size=toys.SHAPE)), dip_gradients.coarse(3, 1.0)
-    step, _ = rule.update(g, rule.init(g))
-    assert float(jnp.abs(step).max()) == pytest.approx(1.0)
-    others = [float(jnp.sum(g * spread(rng.choice([-1.0, 1.0], (3, 3, 3))))) for _ in range(200)]
-    assert float(jnp.sum(g * step)) >= max(others) > 0
-
-
-def test_coarse_steps_stay_linear_and_in_the_bound_and_come_back_from_it():
-    """Gradients that push one way past the bound, then the other way: no share of the bound is lost by turning."""
-    rng = np.random.default_rng(1)
-    g, rule = jnp.asarray(rng.normal(size=toys.SHAPE)), dip_gradients.coarse(3, 0.25)
-    there, values = jnp.zeros(toys.SHAPE), rule.init(g)
-    basis = np.stack([np.ravel(spread(np.eye(27)[k].reshape(3, 3, 3))) for k in range(27)], axis=1)
-    far = [0.25, 0.5, 0.75, 1, 1, 1, 0.75, 0.5, 0.25, 0, 0.25, 0.5, 0.75, 1]
-    for way, reach in zip([1.0] * 6 + [-1.0] * 8, far, strict=True):
-        step, values = rule.update(way * g, values)
-        there = there + step
-        assert float(jnp.abs(there).max()) == pytest.approx(reach, abs=1e-6)
-        rest = np.linalg.lstsq(basis, np.ravel(there), rcond=None)[1]
-        np.testing.assert_allclose(rest, 0, atol=1e-10)
-
-
 def test_an_unread_bias_has_no_say_and_no_gradient_is_lost_by_it():
     """Adam's root has no derivative at 0, where such a bias's second moment stays."""
     start, after, *_ = dip_gradients.walk(PRIOR, SECRET, images(), 1)
