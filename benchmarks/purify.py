@@ -3,10 +3,12 @@ runs it, and batched by torch.func's vmap.
 
     python -m benchmarks.purify --out benchmarks/results/purify_cpu.json
 
-The same network, images and iterations on the same hardware, all contenders in turns in one run; then the seconds an
-image that each needs for the PSNR which all of them reach in --steps iterations. Held to: 1.5 times the images a second
-of PyTorch's one at a time on 2 CPU cores at 128 px (aimed at: 2.5), 4 times on a GPU, and there 10 s an image at 512 px
-(`--size 512`). Needs the extra `bench`. Where there is no GPU, what is said of one is an extrapolation and says so.
+The same network, images and iterations on the same hardware, all contenders in turns in one run (but ours draws one
+noise an iteration for all images, theirs one an image, as the paper does: at most a tenth of its time); then the
+seconds an image that each needs for the PSNR which all of them reach in --steps iterations. Held to: 1.5 times the
+images a second of PyTorch's one at a time on 2 CPU cores at 128 px (aimed at: 2.5), 4 times on a GPU, and there 10 s an
+image at 512 px (`--size 512`). Needs the extra `bench`. Where there is no GPU, what is said of one is an extrapolation
+and says so.
 """
 
 import statistics

@@ -72,6 +72,9 @@ class Draw:
     many as three quarters of the memory hold that the device says it may give, if it does."""
     early: bool = False
     """Test images are drawn only as far as the rules look, and so is the figure: with the same verdicts."""
+    canvas: int | None = None
+    """Side in pixels to which images are enlarged before they are drawn, and shrunk back from for the detector; by
+    default they are drawn as they are. The paper: 512, of images of 368 x 300."""
     warm: int = 0
     """Iterations that one network draws another image for, a clean real of the validation split, before all begin where
     it stands; 0 for a random beginning of each, as in the paper."""
@@ -104,7 +107,7 @@ class Config:
     prior: Draw = field(default_factory=Draw)
     seed: int = 0
     out: Path = Path("runs/gandhi_dip")
-    compute: Compute = field(default_factory=Compute)
+    compute: Compute = field(default_factory=lambda: Compute(snapshot=250))
 
 
 def main(cfg: Config) -> None:
@@ -113,7 +116,7 @@ def main(cfg: Config) -> None:
     console = console if console.is_terminal else Console(width=170)
     console.print(f"ffjax: Deep Image Prior against perturbed fakes of {cfg.data} -> {cfg.out}", highlight=False)
     prior, setting = _checked(cfg)
-    compute = replace(cfg.compute, batch=_batch(cfg, prior), snapshot=250)
+    compute = replace(cfg.compute, batch=_batch(cfg, prior))
     loaded = [gandhi.network(DETECTOR, cfg.resnet), gandhi.network(OTHER, cfg.vgg)]
     networks = study.networks(loaded, cfg.size)
     forwards = {name: source.forward for name, source in networks.items()}
@@ -138,7 +141,7 @@ def main(cfg: Config) -> None:
     tuned_on += gandhi_dip.subjects(folder.folder / "calibration", white, fakes, DETECTOR, quarter, split=False)
     ledgers = attack(folder.folder / "attacked", cells, pool)
     tested += gandhi_dip.subjects(folder.folder / "attacked", ledgers, pool, DETECTOR, cfg.each, split=True)
-    draw = partial(_drawn, console, forwards[DETECTOR], start, compute, cfg.seed)
+    draw = partial(_drawn, console, forwards[DETECTOR], start, compute, cfg.seed, cfg.prior.canvas)
     tuned = draw(prior, folder.folder / "calibrating", tuned_on)
     wanted: dict[str, float | None] = {"calibrated": None} | {f"threshold {t:g}": t for t in THRESHOLDS}
     rules = {name: gandhi_dip_rules.calibrated(tuned, cfg.prior.window, t) for name, t in wanted.items()}
@@ -151,7 +154,14 @@ def main(cfg: Config) -> None:
     found = gandhi_dip_rates.tables(rows, rules, ledgers, DETECTOR, alone)
     own = f"ResNet-18, {' '.join(f'{k}={v}' for k, v in loaded[0].meta['options'].items())}, {gandhi_table.UNTRAINED}"
     told = gandhi_dip_table.differs(
-        cfg.data, cfg.size, prior, own, rules, len(tuned), list(dict.fromkeys(r["stratum"] for r in rows))
+        cfg.data,
+        cfg.size,
+        prior,
+        own,
+        rules,
+        len(tuned),
+        list(dict.fromkeys(r["stratum"] for r in rows)),
+        cfg.prior.canvas,
     )
     told += WARM.format(cfg.prior.warm) if cfg.prior.warm else ""
     stood = gandhi_dip_table.stands_on(alone, held_by)
@@ -180,8 +190,13 @@ def _checked(cfg: Config) -> tuple[Prior, Setting]:
         least = 4 if name == "calibrate" else 1
         if value < least:
             raise InputError(f"{name}: must be at least {least}, got {value}")
-    if cfg.size > LARGEST and not devices.accelerated():
-        raise InputError(f"size: above {LARGEST} px a drawing is for a GPU, and here is none; got {cfg.size}")
+    if cfg.prior.canvas is not None and cfg.prior.canvas < cfg.size:
+        raise InputError(f"prior.canvas: must be at least size {cfg.size}, got {cfg.prior.canvas}")
+    for name, side in (("size", cfg.size), ("prior.canvas", cfg.prior.canvas or 0)):
+        if side > LARGEST and not devices.accelerated():
+            raise InputError(f"{name}: above {LARGEST} px a drawing is for a GPU, and here is none; got {side}")
+    if round(255 * cfg.eps) > 255 * cfg.eps + 1e-6:
+        raise InputError(f"eps: images are stored in 8 bits, which takes {cfg.eps:g} past itself; give less")
     if cfg.prior.warm < 0:
         raise InputError(f"prior.warm: must not be negative, got {cfg.prior.warm}")
     if not cfg.prior.rate > 0:
@@ -216,15 +231,17 @@ def _warmed(cfg: Config, console: Console, path: Path, prior: Prior, held: Image
     if len(reals) <= cfg.calibrate // 4:
         raise InputError("prior.warm: no real is left in the validation split beside those to calibrate on")
     with step(console, f"one network draws {reals[-1].name} for {cfg.prior.warm} iterations"):
-        return gandhi_dip.warmed(path, prior, reals[-1].image, cfg.prior.warm, cfg.seed)
+        image = reals[-1].image
+        image = gandhi_dip.resized(image[None], cfg.prior.canvas)[0] if cfg.prior.canvas else image
+        return gandhi_dip.warmed(path, prior, image, cfg.prior.warm, cfg.seed)
 
 
 def _batch(cfg: Config, prior: Prior) -> int:
     if cfg.prior.batch is not None:
         return cfg.prior.batch
     memory = devices.memory(devices.mesh(cfg.compute.devices))
-    most = max(cfg.calibrate, 10 * cfg.each)
-    return 8 if memory is None else min(most, dip.images_in(memory * 3 // 4, prior, cfg.size, cfg.size))
+    most, side = max(cfg.calibrate, 10 * cfg.each), cfg.prior.canvas or cfg.size
+    return 8 if memory is None else min(most, dip.images_in(memory * 3 // 4, prior, side, side))
 
 
 def _drawn(
@@ -233,12 +250,13 @@ def _drawn(
     start: Params | None,
     compute: Compute,
     seed: int,
+    canvas: int | None,
     prior: Prior,
     folder: Path,
     these: list[Subject],
 ) -> list[Row]:
     with stage(console, folder.name, len(these), "images") as tell:
-        return gandhi_dip.draw(folder, prior, these, forward, compute, seed, tell, start)
+        return gandhi_dip.draw(folder, prior, these, forward, compute, seed, tell, start, canvas)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ what a defence against it is worth, so rates over all attacked fakes stand besid
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +27,7 @@ from ffjax.gandhi import Cell
 from ffjax.gandhi_dip_rules import Row, Rule, called_fake, rightly, scores
 from ffjax.metrics import Estimate, Scores
 from ffjax.study import digest
-from ffjax.types import Batch, Forward, ImageSet, Process
+from ffjax.types import Batch, Forward, ImageSet, Outputs, Process
 
 CLEAN = ("clean real", "clean fake")
 FEW = 10
@@ -106,7 +106,7 @@ def clean_subjects(data: ImageSet, said: np.ndarray, each: int, seed: int) -> li
     return found
 
 
-def warmed(path: Path, prior: Prior, image: np.ndarray, steps: int, seed: int) -> Params:
+def warmed(path: Path, prior: Prior, image: Any, steps: int, seed: int) -> Params:
     """dip.stood, kept at `path` (.npz) and read from there, so that a run taken up again, be it elsewhere, goes on from
     the same."""
     if not path.exists():
@@ -125,11 +125,13 @@ def draw(
     seed: int,
     tell: Callable[[int, str], None],
     start: Params | None = None,
+    canvas: int | None = None,
 ) -> list[Row]:
     """The rows of folder/ledger.jsonl, one an image in order, made as far as they are not there: who it is, and at each
     look the detector's margins on what was drawn (said) and on the running mean (said_average), and the PSNR.
 
-    start: parameters of one network that all begin at; random ones by default.
+    start: parameters of one network that all begin at; random ones by default. canvas: side in pixels to which images
+    are enlarged before they are drawn, and shrunk back from for the detector, linear both ways; as they are by default.
 
     Images are drawn compute.batch at a time, whatever compute.least; a killed run goes on inside the batch after its
     last snapshot, if as many are drawn at a time as there.
@@ -146,7 +148,7 @@ def draw(
     while len(rows) < len(these):
         some = these[len(rows) : len(rows) + size]
         found = _drawn(
-            folder / "underway", prior, process, some, forward, compute, seed, partial(tell, len(rows)), begun
+            folder / "underway", prior, process, some, forward, compute, seed, partial(tell, len(rows)), begun, canvas
         )
         new = [
             {"stratum": s.stratum, "number": s.number, "name": s.name, "label": s.label, "group": s.group}
@@ -171,8 +173,11 @@ def _drawn(
     seed: int,
     note: Callable[[str], None],
     begun: str,
+    canvas: int | None,
 ) -> Drawn:
     images = np.stack([one.image for one in some]).astype(np.float32)
+    if canvas is not None:
+        images, forward = np.asarray(resized(images, canvas)), jax.tree_util.Partial(_shown(images.shape[1]), forward)
     labels = np.array([one.label for one in some], np.int32)
     batch = Batch(images, labels, np.array([one.number for one in some], np.int32))
     shape = (prior, seed, begun, engine.capacity(compute))  # of the state, by its rows: another does not fit
@@ -184,6 +189,18 @@ def _drawn(
         )  # type: ignore[return-value]  # fmt: skip
     finally:
         shots.close()
+
+
+def resized(images: Any, side: int) -> jax.Array:
+    """(B, H, W, C) in [0, 1] -> (B, side, side, C), linear, smoothed first where it shrinks."""
+    shape = (images.shape[0], side, side, images.shape[3])
+    return jnp.clip(jax.image.resize(images, shape, "linear", precision=jax.lax.Precision.HIGHEST), 0, 1)
+
+
+@cache
+def _shown(side: int) -> Callable[[Forward, jax.Array], Outputs]:
+    """One object a size, so that it is compiled once."""
+    return lambda forward, images: forward(resized(images, side))
 
 
 def _short(values: np.ndarray) -> list[float]:

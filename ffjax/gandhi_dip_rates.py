@@ -99,10 +99,12 @@ def tables(
     detector: str,
     alone: Mapping[str, Estimate],
 ) -> dict[str, dict[str, Any]]:
-    """Everything that is laid out. table: a line of the paper's table for each rule, and for the detector alone.
-    strata: stratum -> rule -> share called rightly. rates: `clean`, and `attacked`."""
+    """Everything that is laid out. table: a line of the paper's table for each rule, and for the detector alone. Strata
+    are filled by what that says: its figures are made by how many there are, and have no interval. strata: stratum ->
+    rule -> share called rightly. rates: `clean`, and `attacked`."""
     table = {f"DIP, {name}": figures(rows, rule) for name, rule in rules.items()}
-    table["detector alone"] = undefended(rows)
+    alone_here = undefended(rows)
+    table["detector alone"] = {name: e._replace(low=np.nan, high=np.nan) for name, e in alone_here.items()}
     by_rule = {name: by_stratum(rows, rule) for name, rule in rules.items()}
     names = list(dict.fromkeys(row["stratum"] for row in rows))
     return {

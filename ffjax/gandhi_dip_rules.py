@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ffjax import metrics
-from ffjax.defences.dip import Prior
+from ffjax.defences.dip import Prior, Stop
 from ffjax.errors import InputError
 
 Row = dict[str, Any]
@@ -121,6 +121,11 @@ class Early(NamedTuple):
 
     patience: int
     first: int
+
+
+def stopping(rule: Rule, how: Early) -> Stop:
+    """For a drawing (`shortened` to this rule) that is to end as soon as `early` would decide."""
+    return Stop(rule.form, rule.window, rule.threshold, how.first, how.patience)
 
 
 def early(rows: Sequence[Row], rule: Rule, how: Early) -> tuple[np.ndarray, np.ndarray]:

@@ -2,7 +2,9 @@
 
 import json
 import shutil
+from collections import OrderedDict
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -28,6 +30,7 @@ from ffjax.evaluate import margins
 from ffjax.gandhi_dip import Subject
 from ffjax.gandhi_dip_rules import Early, Rule
 from ffjax.metrics import Estimate
+from ffjax.types import Outputs
 
 
 def row(label: int, said: list[float], stratum: str = "clean", group: int = 0, margin: float = 1.0) -> dict:
@@ -302,6 +305,27 @@ def test_where_memory_is_told_as_many_are_drawn_at_once_as_it_holds(monkeypatch)
     assert driver._batch(replace(cfg, prior=driver.Draw(batch=3)), prior) == 3
 
 
+def test_images_are_drawn_on_a_larger_canvas_and_shown_at_their_own_size(tmp_path):
+    """The network draws 16 px, and the detector, which takes 8, sees them shrunk back: of a smooth image, itself."""
+    prior, seen = Prior(Skip((6,), (2,), 4), 4, look=2), []
+
+    def detector(images):
+        jax.debug.callback(lambda x: seen.append(np.asarray(x)), images)
+        said = jnp.mean(images, axis=(1, 2, 3))
+        return Outputs(jnp.stack([0 * said, said], axis=1), None, OrderedDict())
+
+    ramp = np.broadcast_to(np.linspace(0.2, 0.8, 8, dtype=np.float32)[:, None, None], (8, 8, 3))
+    some = [Subject("clean", k, f"{k}.png", 0, k, ramp, 0.0) for k in range(2)]
+    draw = partial(gandhi_dip.draw, prior=prior, these=some, compute=Compute(batch=2), seed=0, tell=lambda *_: None)
+    rows = draw(folder=tmp_path / "large", forward=jax.tree_util.Partial(detector), canvas=16)
+    jax.effects_barrier()
+    assert len(rows) == 2 and seen and {x.shape for x in seen} == {(2, 8, 8, 3)}
+    back = gandhi_dip.resized(gandhi_dip.resized(ramp[None], 16), 8)[0]
+    np.testing.assert_allclose(back[1:-1], ramp[1:-1], atol=2e-3)
+    plain = draw(folder=tmp_path / "plain", forward=jax.tree_util.Partial(detector))
+    assert plain[0]["psnr"] != rows[0]["psnr"]
+
+
 @pytest.mark.slow
 def test_the_driver_ends_and_a_run_whose_ledger_was_cut_ends_alike(ground, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "200")
@@ -314,6 +338,8 @@ def test_the_driver_ends_and_a_run_whose_ledger_was_cut_ends_alike(ground, tmp_p
         "DIP, calibrated", "DIP, threshold 0.25", "DIP, threshold 0.5", "detector alone"
     }  # fmt: skip
     assert set(found["rules"]) == {"calibrated", "threshold 0.25", "threshold 0.5"}
+    alone = found["table"]["detector alone"]  # strata are filled by what it says
+    assert all(e["low"] is None and e["value"] is not None for e in alone.values())
     assert set(found["rates"]) == {*gandhi_dip.CLEAN, "FGSM white", "FGSM black", "CW white", "CW black"}
     assert "Real recall is over reals" in told
     assert (whole / "figures/trajectories.png").stat().st_size > 10_000
@@ -354,6 +380,9 @@ def test_the_driver_ends_and_a_run_whose_ledger_was_cut_ends_alike(ground, tmp_p
         (["--prior.rate", "0"], "prior.rate: must be above 0"),
         (["--prior.warm", "-1"], "prior.warm: must not be negative"),
         (["--prior.window", "9"], "prior.window"),
+        (["--prior.canvas", "31"], "prior.canvas: must be at least size 32, got 31"),
+        (["--prior.canvas", "257"], "prior.canvas: above 256 px a drawing is for a GPU"),
+        (["--eps", "0.022"], "eps: images are stored in 8 bits, which takes 0.022 past itself"),
     ],
 )
 def test_what_cannot_be_used_is_refused_in_one_line(ground, tmp_path, monkeypatch, capsys, more, fault):

@@ -33,15 +33,29 @@ ADAM = optax.scale_by_adam(eps_root=1e-30)
 normalisation) the gradient is 0, and the root has no derivative there, so that `unrolled` would have none at all."""
 
 
+class Stop(NamedTuple):
+    """When a row is settled as real and done: at `patience` looks in a row, none of them before look `first` (0: the
+    first), the mean of P(real) over the last `window` looks (fewer at the beginning) is above the threshold. form:
+    'drawn' or 'average', which of the two images the detector looks at.
+
+    That is the paper's asymmetry: what comes to be called real is real, a fake never is settled. All of it is to be
+    calibrated (gandhi_dip_rules.stopping).
+    """
+
+    form: str
+    window: int
+    threshold: float
+    first: int
+    patience: int
+
+
 class Prior(NamedTuple):
     """How an image is drawn. network, rate (of Adam), noise (sd, added to z at every step), average (weight of what was
     drawn before in the running mean) and drop are the paper's; its steps are 10,000, of which 6,000 decide, at 512 px.
 
     drop: PSNR in dB that may be lost against the last copy of the parameters before they are put back; that copy is
-    made every `guard` steps (there: every one). look: steps between two looks of the detector. settle: a row is done
-    once this many looks in a row at what was drawn have called it real by at least `sure` (logit units); 0: never. That
-    is the paper's asymmetry: what comes to be called real is real, a fake never is. Where it does not hold
-    (gandhi_dip), both are to be calibrated, or settle left at 0.
+    made every `guard` steps (there: every one). look: steps between two looks of the detector. stop: when a row is done
+    before its last step; None: never.
     """
 
     network: Skip = NETWORKS["paper"]
@@ -52,8 +66,7 @@ class Prior(NamedTuple):
     drop: float = 5.0
     guard: int = 50
     look: int = 10
-    settle: int = 0
-    sure: float = 0.0
+    stop: Stop | None = None
     code: int = 0
     """Seed of z and of the noise, the same for all images."""
 
@@ -183,7 +196,8 @@ def dip(prior: Prior, start: Params | None = None) -> Process:
     begin at, in place of random ones (a warm start).
 
     finish gives a Drawn. What a row gets is a function of the image, its id, the seed and the prior: to the bit, alone
-    or with whatever others, while as many rows are drawn at once (engine.run fills up). Another number of rows rounds
+    or with whatever others, while as many rows are drawn at once (engine.run fills up to compute.least: where that is
+    compute.batch, as gandhi_dip has it, they always are). Another number of rows rounds
     otherwise in the last bit, and Adam's first steps, which are signs, magnify that: another drawing, though as near to
     the image (tests/defences/test_dip.py states both).
     """
@@ -233,15 +247,21 @@ def looked(prior: Prior, number: Array, state: Watched, forward: Forward) -> Wat
 
     said = noted(state.said, margin(forward(at.drawn)))
     average = noted(state.said_average, margin(forward(at.average)))
-    done = state.done | (settled(prior, said, number) if prior.settle else False)
+    done = state.done
+    if prior.stop is not None:
+        done |= settled(prior.stop, said if prior.stop.form == "drawn" else average, number)
     return Watched(at, said, average, noted(state.psnr, at.psnr), done)
 
 
-def settled(prior: Prior, said: Array, number: Array) -> Array:
-    """(B,) bool: real (margin <= -sure) at each of the last `settle` looks up to the one of that number."""
+def settled(stop: Stop, said: Array, number: Array) -> Array:
+    """said (B, looks), NaN past the look of that number -> (B,) bool: settled at it."""
     places = jnp.arange(said.shape[1])
-    among = (places <= number) & (places > number - prior.settle)
-    return (number + 1 >= prior.settle) & jnp.all((said <= -prior.sure) | ~among[None], axis=1)
+    real = jnp.where(jnp.isnan(said), 0, jax.nn.sigmoid(-said))
+    sums = jnp.cumsum(jnp.pad(real, ((0, 0), (1, 0))), axis=1)
+    begins = jnp.maximum(places + 1 - stop.window, 0)
+    means = (sums[:, 1:] - sums[:, begins]) / (places + 1 - begins)[None]
+    among = (places <= number) & (places > number - stop.patience)
+    return (number + 1 - stop.patience >= stop.first) & jnp.all((means > stop.threshold) | ~among[None], axis=1)
 
 
 def unrolled(prior: Prior, key: Array, images: Array, stride: int = 0) -> Array:

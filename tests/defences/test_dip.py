@@ -5,13 +5,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import toys
+from hypothesis import given
+from hypothesis import strategies as st
 
-from ffjax import engine
+from ffjax import engine, gandhi_dip_rules
 from ffjax.data.batches import batch_at
 from ffjax.defences import dip, purifiers, skip_network
 from ffjax.defences.dip import Prior
 from ffjax.defences.skip_network import NETWORKS, Skip
 from ffjax.engine import Compute
+from ffjax.gandhi_dip_rules import Early, Rule
 from ffjax.types import Batch
 
 TINY = Skip((6,), (2,), 4)
@@ -214,11 +217,37 @@ def test_a_warm_start_is_nearer_from_the_first_step():
 
 
 def test_real_is_settled_by_looks_in_a_row_and_fake_never():
-    prior = PRIOR._replace(settle=2, sure=0.5)
+    stop = dip.Stop("drawn", 1, float(jax.nn.sigmoid(0.5)), 0, 2)
     said = jnp.array([[-1.0, -1.0, 9.0], [-1.0, 1.0, -1.0], [9.0, -0.6, -0.7], [2.0, 2.0, 2.0], [-0.4, -0.4, -0.4]])
-    found = [np.asarray(dip.settled(prior, said, jnp.int32(k))).tolist() for k in range(3)]
+    found = [np.asarray(dip.settled(stop, said, jnp.int32(k))).tolist() for k in range(3)]
     no = [False] * 5
     assert found == [no, [True, *no[1:]], [False, False, True, False, False]]
+    late = stop._replace(first=1)
+    assert [np.asarray(dip.settled(late, said, jnp.int32(k))).tolist() for k in range(2)] == [no, no]
+
+
+@given(
+    st.integers(0, 2**16),
+    st.integers(1, 4),
+    st.integers(1, 4),
+    st.integers(0, 5),
+    st.sampled_from(["drawn", "average"]),
+)
+def test_a_drawing_stops_where_the_rule_decides_along_the_way(seed, window, patience, first, form):
+    """gandhi_dip_rules.early on whole trajectories, and the process, look by look, which sees no later one."""
+    rng = np.random.default_rng(seed)
+    said = {name: np.round(np.cumsum(rng.normal(size=(6, 8)), axis=1), 4) for name in ("said", "said_average")}
+    rows = [{name: values[k].tolist() for name, values in said.items()} for k in range(6)]
+    rule, how = Rule(form, 7, 0.6, window), Early(patience, first)
+    called, took = gandhi_dip_rules.early(rows, rule, how)
+    stop, done = gandhi_dip_rules.stopping(rule, how), np.full(6, -1)
+    mine = said["said" if form == "drawn" else "said_average"]
+    for look in range(8):
+        seen = np.where(np.arange(8) <= look, mine, np.nan)
+        now = np.asarray(dip.settled(stop, jnp.asarray(seen), jnp.int32(look)))
+        done = np.where((done < 0) & now, look + 1, done)
+    np.testing.assert_array_equal(np.where(done < 0, 8, done), took)
+    assert not called[done > 0].any()
 
 
 def test_a_settled_row_shows_what_settled_it_and_stops_the_run():
@@ -228,9 +257,9 @@ def test_a_settled_row_shows_what_settled_it_and_stops_the_run():
         said = toys.TOY.apply(toys.TOY.init(jax.random.key(0)), images)
         return said._replace(logits=jnp.stack([jnp.ones(len(images)), jnp.zeros(len(images))], axis=1))
 
-    steps = []
+    steps, stop = [], dip.Stop("average", 1, 0.5, 0, 2)
     found = engine.run(
-        dip.dip(PRIOR._replace(settle=2)), jax.tree_util.Partial(always_real), some, 0.0, 0, COMPUTE,
+        dip.dip(PRIOR._replace(stop=stop)), jax.tree_util.Partial(always_real), some, 0.0, 0, COMPUTE,
         watch=lambda done, left: steps.append((done, left)),
     )  # fmt: skip
     assert steps[-1] == (8, 0) and np.all(found.looks == 2)
