@@ -6,10 +6,10 @@ by who does not know of them and by who does: what of each class is left, beside
 Behind each purifier the detector is attacked and judged at a margin threshold of its own, of best balanced accuracy
 on validation images; draws of a random purifier that calibrate, that attackers ask and that judge are no two alike. The
 aware attacker is the strongest, image by image, of images made on the bare detector and on another, PGD through the
-purifier (averaged over draws of a random one), PGD with the identity's derivative (BPDA), on all that stands under
-these PGD through the purifier with twice the steps (longer) and, on some of what then stands, Square. Purifying is
-expected to fail against it: Athalye, Carlini and Wagner (ICML 2018). Killed and started again it goes on. Cost: with
-images=15, few=5, queries=300 some fifteen CPU minutes.
+purifier (averaged over draws of a random one), with the identity's derivative (BPDA), with a softer one where one is
+known (of JPEG), of low frequencies alone, on all that stands under these PGD through the purifier with twice the steps
+(longer) and, on some of what then stands, Square. Purifying is expected to fail against it: Athalye, Carlini and Wagner
+(ICML 2018). Killed and started again it goes on. Cost: with images=15, few=5, queries=300 some twenty CPU minutes.
 Result: OUT/results.json, OUT/figures/purifiers.png
 """
 
@@ -65,7 +65,7 @@ class Config:
 def main(cfg: Config) -> None:
     """Attacks what the ledgers lack, sums up."""
     console = Console()
-    console = console if console.is_terminal else Console(width=200)
+    console = console if console.is_terminal else Console(width=230)
     console.print(f"ffjax: {cfg.detector} behind {', '.join(cfg.purifiers)} -> {cfg.out}", highlight=False)
     setting = Setting(cfg.eps / 255, cfg.steps, cfg.draws, cfg.queries, cfg.seed)
     _check(cfg, setting)

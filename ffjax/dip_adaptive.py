@@ -1,4 +1,5 @@
-"""What Deep Image Prior is worth against an attacker who knows of it: the attacks, the verdicts, the table's figures.
+"""What Deep Image Prior is worth against an attacker who knows of it: the attacks, and what the judges say. What that
+amounts to: dip_adaptive_sums.
 
 The defended detector says of an image what the bare one says of the running mean that a network has drawn of it after
 T iterations, against a threshold of its own. The attacker knows all of it, and the key (dip_gradients.Secret: the code,
@@ -15,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ffjax import attempts, goals, individual, ledger, metrics
+from ffjax import attempts, goals, individual, ledger
 from ffjax.attacks.descent import descent
 from ffjax.attacks.fast_gradient import low_pgd
 from ffjax.attempts import Runner
@@ -23,19 +24,13 @@ from ffjax.data import codecs
 from ffjax.defences import dip_gradients
 from ffjax.defences.dip import Prior
 from ffjax.defences.dip_gradients import Secret, Trace
+from ffjax.dip_adaptive_sums import CONTROLS, Row
 from ffjax.engine import Compute
 from ffjax.errors import InputError
-from ffjax.findings import TRUSTED
 from ffjax.gradients import Estimator, Slope
-from ffjax.metrics import Estimate
 from ffjax.objectives import margin
 from ffjax.types import Array, AttackResult, Batch, Forward, Goal, ImageSet, Process
 
-Row = dict[str, Any]
-JUDGES = ("undefended", "own", "fresh")
-"""Of 8-bit images the bare detector; the defended one under the key that the attacker knows; under another."""
-CONTROLS = ("clean", "noise", "noises")
-"""noises: of as many draws as PGD has steps the worst, by scores through DIP: what asking so often comes to alone."""
 ATTACKS = {
     "pgd": "PGD on the detector, unaware of DIP",
     "exact": "PGD, exact gradients through DIP",
@@ -50,7 +45,6 @@ ATTACKS = {
 }
 LEAST = 2
 """Iterations that a gradient must go back through: the last one alone has no say."""
-WORST, CHOSEN = "strongest per image", "strongest by the attacker's key"
 
 
 class Setting(NamedTuple):
@@ -275,83 +269,7 @@ def traced(setting: Setting, threshold: float, data: ImageSet, ids: Sequence[int
     return Trace(trace.steps, *(np.asarray(x)[:, : len(ids)] for x in trace[1:]))  # type: ignore[arg-type]
 
 
-def calibrated(rows: Sequence[Row], judge: str) -> tuple[float, float]:
-    """The margin above which this judge says fake, of best balanced accuracy on held-out rows, and that accuracy.
-    InputError where nothing parts the classes better than chance."""
-    labels = np.array([row["label"] for row in rows])
-    said = np.array([row["margins"][judge] for row in rows])
-    threshold = metrics.calibrated(said, labels)
-    if not np.isfinite(threshold):
-        where = "undefended" if judge == "undefended" else f"behind DIP ({judge} key)"
-        raise InputError(f"no threshold can be calibrated: {where} fakes score no higher than reals")
-    calls = (said > threshold) == (labels == 1)
-    return threshold, float((calls[labels == 1].mean() + calls[labels == 0].mean()) / 2)
-
-
 def settings(setting: Setting) -> dict[str, str]:
     """For study.check_inputs: what no flag of the driver says."""
     told = {"prior": str(setting.prior), "keys": str(secrets(setting.seed, setting.draws))}
     return told | {"attacks": "; ".join(f"{k}: {v}" for k, v in ATTACKS.items()), "controls": ", ".join(CONTROLS)}
-
-
-def competence(rows: Sequence[Row], thresholds: Mapping[str, float]) -> dict[str, dict[str, Any]]:
-    """Judge -> of clean test images auc (Estimate), whatever the threshold; balanced accuracy at it; and trusted:
-    whether that is enough for a claim (findings.TRUSTED)."""
-    labels, groups = (np.array([row[name] for row in rows]) for name in ("label", "group"))
-    found = {}
-    for judge, threshold in thresholds.items():
-        said = np.array([row["margins"][judge] for row in rows])
-        calls = (said > threshold) == (labels == 1)
-        balanced = float(np.mean([calls[labels == label].mean() for label in (0, 1)]))
-        auc = metrics.summary(metrics.Scores(labels, groups, said, said))["clean_auc"]
-        found[judge] = {"auc": auc, "balanced": balanced, "trusted": balanced >= TRUSTED}
-    return found
-
-
-Shares = dict[str, dict[str, Estimate]]
-"""Judge -> fakes, reals -> share that stays rightly called."""
-
-
-def figures(ledgers: Mapping[str, Sequence[Row]], thresholds: Mapping[str, float]) -> dict[str, Shares]:
-    """Control, attack, or the strongest of them -> Shares. An image counts as right where it is called so as it is and
-    as attacked: the attacker may hand it in as it is. Of the strongest, an image that one attack was not tried on
-    counts by the others.
-
-    strongest per image: wrong under any attack (by that judge). strongest by the attacker's key: of each image the one
-    that went farthest to the wrong side under the key that he knows, whatever the judge.
-    """
-    clean = {row["id"]: row for row in ledgers["clean"]}
-    found: dict[str, Shares] = {}
-    for name, rows in ledgers.items():
-        found[name] = {j: _shares(rows, [_right(r, j, t, clean) for r in rows]) for j, t in thresholds.items()}
-    tried = {i: [by[i] for by in _by_id(ledgers) if i in by] for i in clean}
-    rows = list(clean.values())
-    found[WORST], found[CHOSEN] = {}, {}
-    for judge, threshold in thresholds.items():
-        worst = [all(_right(r, judge, threshold, clean) for r in tried[i]) for i in clean]
-        best = [max(tried[i], key=partial(_wrongness, "own", thresholds["own"])) for i in clean]
-        found[WORST][judge] = _shares(rows, worst)
-        found[CHOSEN][judge] = _shares(rows, [_right(r, judge, threshold, clean) for r in best])
-    return found
-
-
-def _by_id(ledgers: Mapping[str, Sequence[Row]]) -> list[dict[int, Row]]:
-    return [{row["id"]: row for row in rows} for name, rows in ledgers.items() if name not in CONTROLS]
-
-
-def _wrongness(judge: str, threshold: float, row: Row) -> float:
-    past = row["margins"][judge] - threshold
-    return -past if row["label"] == 1 else past
-
-
-def _right(row: Row, judge: str, threshold: float, clean: Mapping[int, Row]) -> bool:
-    return all((r["margins"][judge] > threshold) == (r["label"] == 1) for r in (row, clean[row["id"]]))
-
-
-def _shares(rows: Sequence[Row], right: Sequence[bool]) -> dict[str, Estimate]:
-    labels, groups = (np.array([row[name] for row in rows]) for name in ("label", "group"))
-    values = np.array(right, float)
-    return {
-        name: metrics.share(values[labels == label], groups[labels == label])
-        for name, label in (("fakes", 1), ("reals", 0))
-    }

@@ -11,9 +11,11 @@ from rich.table import Table
 
 from ffjax import metrics
 from ffjax.defences.dip_gradients import Trace
-from ffjax.dip_adaptive import ATTACKS, CHOSEN, JUDGES, WORST, Setting, Shares
+from ffjax.dip_adaptive import ATTACKS, Setting
+from ffjax.dip_adaptive_sums import CHOSEN, JUDGES, WORST, Shares
 from ffjax.figures import INK
 from ffjax.findings import TRUSTED
+from ffjax.metrics import Estimate
 
 HEADS = {"undefended": "bare\ndetector", "own": "DIP, the\nattacker's key"}
 HEADS |= {"fresh": "DIP,\na fresh key"}
@@ -24,9 +26,15 @@ COLOURS = {"fakes": "#D55E00", "reals": "#0072B2"}
 
 
 def show(
-    console: Console, found: Mapping[str, Shares], knows: Mapping[str, Any], told: str, trace: Mapping[str, Any]
+    console: Console,
+    found: Mapping[str, Shares],
+    moved: Mapping[str, Mapping[str, Estimate]],
+    knows: Mapping[str, Any],
+    told: str,
+    trace: Mapping[str, Any],
 ) -> None:
-    """found: of dip_adaptive.figures. knows: of dip_adaptive.competence. trace: of `plain_trace`."""
+    """found: of dip_adaptive.figures. moved: of dip_adaptive.moves. knows: of dip_adaptive.competence. trace: of
+    `plain_trace`."""
     for judge, of in knows.items():
         if not of["trusted"]:
             console.print(f"[bold red]no claim[/] of the {HEADS[judge].replace(chr(10), ' ')}: {LITTLE}")
@@ -39,8 +47,19 @@ def show(
     parted = [cell for judge in JUDGES for cell in (metrics.percent(knows[judge]["auc"]), "")]
     table.add_row("clean AUC", "", *parted)
     console.print(table)
+    heads = [HEADS[judge] for judge in JUDGES]
+    table = Table(
+        "", "images", *heads, title="margin moved to the wrong side (logits), mean over all images", show_lines=True
+    )
+    for name, one in moved.items():
+        table.add_row(NAMES[name], str(one["own"].n), *(_logits(one[judge]) for judge in JUDGES))
+    console.print(table)
     console.print(told, highlight=False, soft_wrap=True)
     console.print(spoken(trace), highlight=False, soft_wrap=True)
+
+
+def _logits(e: Estimate) -> str:
+    return f"{e.value:+.2f} [{e.low:+.2f}, {e.high:+.2f}]"
 
 
 def plain_trace(trace: Trace, ids: list[int]) -> dict[str, Any]:
@@ -62,8 +81,9 @@ def spoken(trace: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def bars(found: Mapping[str, Shares]) -> Figure:
-    """Accuracy on fakes and on reals: the bare detector, then behind DIP every row; a dot where the key is fresh."""
+def bars(found: Mapping[str, Shares], moved: Mapping[str, Mapping[str, Estimate]]) -> Figure:
+    """Accuracy on fakes and on reals: the bare detector, then behind DIP every row; a dot where the key is fresh.
+    Below, how far margins have moved to the wrong side behind DIP."""
     shown = [("bare, clean", "clean", "undefended"), ("bare, PGD", "pgd", "undefended")]
     names = {
         "clean": "DIP, clean",
@@ -75,8 +95,8 @@ def bars(found: Mapping[str, Shares]) -> Figure:
     names |= {"low-truncated": "low frequencies,\ntruncated"}
     names |= {"eot": "EOT", "bpda": "BPDA", WORST: "strongest\nper image"}
     shown += [(names.get(name, name), name, "own") for name in found if name != CHOSEN]
-    fig = Figure(figsize=(13.4, 4.8), layout="constrained")
-    ax = fig.subplots()
+    fig = Figure(figsize=(13.4, 8.4), layout="constrained")
+    ax, below = fig.subplots(2, 1)
     for kind, shift in (("fakes", -0.2), ("reals", 0.2)):
         at = np.arange(len(shown)) + shift
         own = [found[name][judge][kind] for _, name, judge in shown]
@@ -87,10 +107,25 @@ def bars(found: Mapping[str, Shares]) -> Figure:
         ax.plot(at[2:] + 0.1, fresh, "o", mfc="white", mec=COLOURS[kind], mew=2, zorder=3, label=f"{kind}, a fresh key")
     ax.axvline(1.5, color=INK, lw=1)
     ax.set_xticks(np.arange(len(shown)), [name for name, _, _ in shown], rotation=25, ha="right")
+    _moved(below, shown[2:], moved)
     ax.set(ylim=(0, 1.04), ylabel="rightly called", title="Deep Image Prior against attackers who know of it")
     ax.yaxis.set_major_formatter(PercentFormatter(1))
-    ax.legend(ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.28), fontsize=10)
+    ax.legend(ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.08), fontsize=10)
     return fig
+
+
+def _moved(ax: Any, shown: list[tuple[str, str, str]], moved: Mapping[str, Mapping[str, Estimate]]) -> None:
+    """A bar a row of `shown`, under the key known to the attacker, and a dot under a fresh one."""
+    at = np.arange(len(shown))
+    for judge, shift, words in (("own", -0.12, "key known to the attacker"), ("fresh", 0.12, "a fresh key")):
+        some = [moved[name][judge] for _, name, _ in shown]
+        low, high = ([_distance(e, side) for e in some] for side in ("low", "high"))
+        style = {"mfc": INK if judge == "own" else "white", "mec": INK, "ecolor": INK, "ms": 8, "lw": 1}
+        ax.errorbar(at + shift, [e.value for e in some], (low, high), fmt="o", label=words, **style)
+    ax.axhline(0, color=INK, lw=1)
+    ax.set_xticks(at, [name for name, _, _ in shown], rotation=25, ha="right")
+    ax.set(ylabel="logits", title="margin moved to the wrong side behind DIP, mean over all images")
+    ax.legend(loc="upper left", fontsize=10)
 
 
 def _distance(e: metrics.Estimate, side: str) -> float:

@@ -14,14 +14,15 @@ from driven import drive, refusal
 from ground import pictures
 
 from experiments import dip_adaptive as driver
-from ffjax import detectors, dip_adaptive, gradients, individual
+from ffjax import detectors, dip_adaptive, dip_adaptive_sums, gradients, individual
 from ffjax.attacks import rules
 from ffjax.data import codecs
 from ffjax.defences import dip_gradients
 from ffjax.defences.dip import Prior
 from ffjax.defences.skip_network import NETWORKS
 from ffjax.detectors import weights
-from ffjax.dip_adaptive import ATTACKS, CHOSEN, CONTROLS, JUDGES, WORST
+from ffjax.dip_adaptive import ATTACKS
+from ffjax.dip_adaptive_sums import CHOSEN, CONTROLS, JUDGES, WORST
 from ffjax.engine import Compute
 from ffjax.errors import InputError
 from ffjax.gradients import Estimator, Slope
@@ -74,12 +75,17 @@ def test_it_attacks_judges_draws_and_goes_on_where_it_was_cut(ground, tmp_path, 
     out = tmp_path / "made"
     drive(monkeypatch, driver, words(ground, out))
     told = capsys.readouterr().out
-    assert "strongest per image" in told and "on its way back" in told and "central 16 px" in told
+    assert (
+        "moved to the wrong side (logits)" in told
+        and "strongest per image" in told
+        and "on its way back" in told
+        and "central 16 px" in told
+    )
     assert (out / "figures/adaptive.png").stat().st_size > 10_000
     found, rows = json.loads((out / "results.json").read_text()), timeless(out)
     assert set(rows) == {"held-out", *ROWS} and set(found["table"]) == {*ROWS, WORST, CHOSEN}
     for judge in JUDGES:  # the bare detector's threshold too is calibrated on the held-out images
-        assert found["thresholds"][judge] == dip_adaptive.calibrated(rows["held-out"], judge)[0]
+        assert found["thresholds"][judge] == dip_adaptive_sums.calibrated(rows["held-out"], judge)[0]
         assert ("no claim of the" in told) >= (not found["competence"][judge]["trusted"])
     assert found["gradients"]["steps"] == [3, 2, 1, 0] and np.isfinite(found["gradients"]["params"]).all()
     for name in ROWS:
@@ -150,7 +156,7 @@ def test_figures_by_hand():
         "pgd": [row(0, 1, 0.9, 2), row(1, 1, 2, 0.5), row(2, 1, 3, 3), row(3, 0, 0, 2)],
         "square": [row(0, 1, 0.5, 2), row(3, 0, 0, 0)],
     }
-    found = dip_adaptive.figures(ledgers, {"undefended": 0.0, "own": 1.0, "fresh": 1.0})
+    found = dip_adaptive_sums.figures(ledgers, {"undefended": 0.0, "own": 1.0, "fresh": 1.0})
 
     def share(name: str, judge: str, kind: str) -> float:
         return round(3 * found[name][judge][kind].value) / 3 if kind == "fakes" else found[name][judge][kind].value
@@ -166,15 +172,15 @@ def test_figures_by_hand():
 
 def test_a_threshold_is_where_balanced_accuracy_is_best_and_chance_is_refused():
     rows = [row(k, label, own, -own) for k, (label, own) in enumerate([(1, 3.0), (1, 2.0), (0, 1.0), (0, 0.0)])]
-    assert dip_adaptive.calibrated(rows, "own") == (1.5, 1.0)
+    assert dip_adaptive_sums.calibrated(rows, "own") == (1.5, 1.0)
     with pytest.raises(InputError, match="fakes score no higher than reals"):
-        dip_adaptive.calibrated(rows, "fresh")
+        dip_adaptive_sums.calibrated(rows, "fresh")
 
 
 def test_the_bare_detector_that_parts_nothing_is_named_so():
     rows = [row(k, label, said, 0.0) for k, (label, said) in enumerate([(1, 0.0), (0, 1.0)])]
     with pytest.raises(InputError, match="calibrated: undefended fakes score no higher"):
-        dip_adaptive.calibrated(rows, "undefended")
+        dip_adaptive_sums.calibrated(rows, "undefended")
 
 
 SETTING = dip_adaptive.Setting(Prior(NETWORKS["small"], 4), eps=8 / 255, steps=4, last=3, cells=3, batch=8)
@@ -274,10 +280,23 @@ def test_what_an_attack_through_dip_scores_is_what_is_judged(monkeypatch, eps):
         assert np.abs(255 * (codecs.png(found.images) - batch.images)).max() <= eps + 1e-3
 
 
+def test_what_an_attack_moves_by_hand():
+    """A fake by 2 and by 1 under the two keys, a real by -1 and by 3; square was tried on the fake alone."""
+    ledgers = {
+        "clean": [row(0, 1, 3.0, 3.0), row(1, 0, 1.0, 1.0)],
+        "noises": [row(0, 1, -9.0, -9.0), row(1, 0, 9.0, 9.0)],
+        "pgd": [row(0, 1, 1.0, 2.0), row(1, 0, 0.0, 4.0)],
+        "square": [row(0, 1, 2.0, -2.0)],
+    }
+    found = {name: [one[j].value for j in ("own", "fresh")] for name, one in dip_adaptive_sums.moves(ledgers).items()}
+    assert found["clean"] == [0, 0] and found["pgd"] == [0.5, 2.0] and found["square"] == [1.0, 5.0]
+    assert found[WORST] == [0.5, 4.0] and found[CHOSEN] == [0.5, 2.0]  # noise is no attack
+
+
 def test_competence_by_hand():
     """Two fakes above both reals, the threshold between the fakes: 1 of 2 and 2 of 2."""
     rows = [row(0, 1, 3.0, 0.0), row(1, 1, 1.0, 0.0), row(2, 0, 0.0, 0.0), row(3, 0, -1.0, 0.0)]
-    found = dip_adaptive.competence(rows, {"undefended": 0.5, "own": 2.0, "fresh": 0.5})
+    found = dip_adaptive_sums.competence(rows, {"undefended": 0.5, "own": 2.0, "fresh": 0.5})
     assert [found[j]["balanced"] for j in JUDGES] == [1.0, 0.75, 0.5]
     assert [found[j]["auc"].value for j in JUDGES] == [1.0, 1.0, 0.5]
     assert [found[j]["trusted"] for j in JUDGES] == [True, False, False]

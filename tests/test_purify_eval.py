@@ -235,7 +235,8 @@ def test_attackers_stay_inside_the_bound_and_noise_is_at_it():
         images = make[kind](batch)
         assert images.shape == batch.images.shape and images.min() >= 0 and images.max() <= 1
         assert np.abs(images - batch.images).max() <= 0.03 + 1e-6
-        assert kind == "clean" or np.abs(images - batch.images).max() > 0.029
+        far = {"clean": 0, "low": 0.0149}.get(kind, 0.029)  # two steps of low frequencies go half the way
+        assert np.abs(images - batch.images).max() >= far
 
 
 @pytest.mark.parametrize(("levels", "far"), [(2, 2), (8, 8), (2.5, 3)])
