@@ -139,7 +139,7 @@ def main(cfg: Config) -> None:
     found, moved = sums.figures(ledgers, thresholds), sums.moves(ledgers)
     knows = sums.competence(ledgers["clean"], thresholds)
     told = dip_adaptive_table.differs(setting, cfg.whole, cfg.size, cfg.data, chosen, len(held.labels))
-    figures.save(figures.styled(dip_adaptive_table.bars, found, moved), folder / "figures/adaptive.png")
+    figures.save(figures.styled(dip_adaptive_table.bars, found, moved, knows), folder / "figures/adaptive.png")
     run.write_json(
         folder / "results.json",
         {

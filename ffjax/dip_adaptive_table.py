@@ -81,9 +81,10 @@ def spoken(trace: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def bars(found: Mapping[str, Shares], moved: Mapping[str, Mapping[str, Estimate]]) -> Figure:
+def bars(found: Mapping[str, Shares], moved: Mapping[str, Mapping[str, Estimate]], knows: Mapping[str, Any]) -> Figure:
     """Accuracy on fakes and on reals: the bare detector, then behind DIP every row; a dot where the key is fresh.
-    Below, how far margins have moved to the wrong side behind DIP."""
+    Below, how far margins have moved to the wrong side behind DIP. Arguments: as of `show`."""
+    claim = "" if knows["own"]["trusted"] else f": no claim, clean AUC {metrics.percent(knows['own']['auc'])} %"
     shown = [("bare, clean", "clean", "undefended"), ("bare, PGD", "pgd", "undefended")]
     names = {
         "clean": "DIP, clean",
@@ -108,7 +109,7 @@ def bars(found: Mapping[str, Shares], moved: Mapping[str, Mapping[str, Estimate]
     ax.axvline(1.5, color=INK, lw=1)
     ax.set_xticks(np.arange(len(shown)), [name for name, _, _ in shown], rotation=25, ha="right")
     _moved(below, shown[2:], moved)
-    ax.set(ylim=(0, 1.04), ylabel="rightly called", title="Deep Image Prior against attackers who know of it")
+    ax.set(ylim=(0, 1.04), ylabel="rightly called", title=f"Deep Image Prior against attackers who know of it{claim}")
     ax.yaxis.set_major_formatter(PercentFormatter(1))
     ax.legend(ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.08), fontsize=10)
     return fig
