@@ -17,7 +17,7 @@ size 1 until the first iterations, where Adam's steps are signs and it grows som
 that came before (cosine -0.07).
 The mean is kept with weight 0.9, not the paper's 0.99, which remembers 100 iterations: after 100 it is still 37 % the
 first drawing.
-Cost, on 2 CPU cores: an exact gradient of 8 images through 150 iterations takes 28 s, so the default table some four
+Cost, on 2 CPU cores: an exact gradient of 8 images through 150 iterations takes 28 s, so the default table some three
 hours; all in proportion to the iterations. Killed and started again it goes on after the last batch of an attack.
 Result: OUT/results.json, OUT/figures/adaptive.png, OUT/attacks/NAME/ledger.jsonl (one line an image)
 """
