@@ -153,16 +153,8 @@ def main(cfg: Config) -> None:
     alone = {name: whole[f"{name.removeprefix('clean ')}_accuracy"] for name in gandhi_dip.CLEAN}
     found = gandhi_dip_rates.tables(rows, rules, ledgers, DETECTOR, alone)
     own = f"ResNet-18, {' '.join(f'{k}={v}' for k, v in loaded[0].meta['options'].items())}, {gandhi_table.UNTRAINED}"
-    told = gandhi_dip_table.differs(
-        cfg.data,
-        cfg.size,
-        prior,
-        own,
-        rules,
-        len(tuned),
-        list(dict.fromkeys(r["stratum"] for r in rows)),
-        cfg.prior.canvas,
-    )
+    filled, canvas = list(found["strata"]), cfg.prior.canvas
+    told = gandhi_dip_table.differs(cfg.data, cfg.size, prior, own, rules, len(tuned), filled, canvas)
     told += WARM.format(cfg.prior.warm) if cfg.prior.warm else ""
     stood = gandhi_dip_table.stands_on(alone, held_by)
     chosen = rules["calibrated"]

@@ -29,8 +29,7 @@ def calibrated(rows: Sequence[Row], judge: str) -> tuple[float, float]:
     if not np.isfinite(threshold):
         where = "undefended" if judge == "undefended" else f"behind DIP ({judge} key)"
         raise InputError(f"no threshold can be calibrated: {where} fakes score no higher than reals")
-    calls = (said > threshold) == (labels == 1)
-    return threshold, float((calls[labels == 1].mean() + calls[labels == 0].mean()) / 2)
+    return threshold, _balanced(said, labels, threshold)
 
 
 def competence(rows: Sequence[Row], thresholds: Mapping[str, float]) -> dict[str, dict[str, Any]]:
@@ -40,11 +39,15 @@ def competence(rows: Sequence[Row], thresholds: Mapping[str, float]) -> dict[str
     found = {}
     for judge, threshold in thresholds.items():
         said = np.array([row["margins"][judge] for row in rows])
-        calls = (said > threshold) == (labels == 1)
-        balanced = float(np.mean([calls[labels == label].mean() for label in (0, 1)]))
+        balanced = _balanced(said, labels, threshold)
         auc = metrics.summary(metrics.Scores(labels, groups, said, said))["clean_auc"]
         found[judge] = {"auc": auc, "balanced": balanced, "trusted": balanced >= TRUSTED}
     return found
+
+
+def _balanced(said: np.ndarray, labels: np.ndarray, threshold: float) -> float:
+    calls = (said > threshold) == (labels == 1)
+    return float(np.mean([calls[labels == label].mean() for label in (0, 1)]))
 
 
 Shares = dict[str, dict[str, Estimate]]

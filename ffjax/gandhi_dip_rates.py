@@ -103,8 +103,7 @@ def tables(
     are filled by what that says: its figures are made by how many there are, and have no interval. strata: stratum ->
     rule -> share called rightly. rates: `clean`, and `attacked`."""
     table = {f"DIP, {name}": figures(rows, rule) for name, rule in rules.items()}
-    alone_here = undefended(rows)
-    table["detector alone"] = {name: e._replace(low=np.nan, high=np.nan) for name, e in alone_here.items()}
+    table["detector alone"] = {name: e._replace(low=np.nan, high=np.nan) for name, e in undefended(rows).items()}
     by_rule = {name: by_stratum(rows, rule) for name, rule in rules.items()}
     names = list(dict.fromkeys(row["stratum"] for row in rows))
     return {
